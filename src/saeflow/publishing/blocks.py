@@ -1,17 +1,18 @@
-"""What a site holds of each feature, in blocks that are fetched on their own. Imports no torch.
+"""The data of each feature on a site, in blocks that the browser fetches separately. Imports no torch.
 
-A server of plain files cannot be asked for a part of one, so what is known of features is cut into blocks. Residual
-features lie with those that they flow into (`flows`), and a block holds what a graph of them shows; the rest lies row
-by row of a site.
+A plain file server cannot return part of a file, so the data of features is cut into blocks. Residual features share a
+block with those that they flow into (`flows`), and the block holds everything that a graph of them shows; all other
+blocks follow the row order of a site.
 
-    flows     matches of residual features; words of theirs, and of the modules that they match best
-    matches   of some rows of a module
-    words     for some rows of any site: label, tokens, frequency, silent, lines of its box, headline, shares of origin
-              groups; lists show them, and graphs show those of other modules
-    cards     for some rows of any site: `saeflow.web.responses.FeatureFacts`, and counterparts in other dictionaries
+    flows     matches of residual features, and the words of these features and of the module features they match best
+    matches   matches of consecutive rows of a module site
+    words     for consecutive rows of any site: label, tokens, frequency, silent, lines of the box in a graph, headline,
+              shares of origin groups; used by lists, and in graphs for module features that are not in `flows`
+    cards     for consecutive rows of any site: `saeflow.web.responses.FeatureFacts`, and counterparts in other
+              dictionaries
 
-Matches are, for each table of the site: scores, rank by rank; rows of the target; their blocks, if the target is
-residual; whether each is matched back.
+Matches hold, for each table of the site: scores, rank by rank; rows of the target; their blocks, if the target is
+residual; whether each match is mutual.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ from saeflow.web.explorer import Explorer
 from saeflow.web.routes_graph import feature_facts
 
 K: Final = 5
-"""Matches of a feature that a site keeps, at most."""
+"""Matches that a site keeps per feature and target site, at most."""
 CARD_ROWS: Final = 128
-"""Rows of a block of cards."""
+"""Rows in a block of cards."""
 TOKENS: Final = 6
-"""Tokens of a feature that lists and pointers show."""
+"""Tokens of a feature shown in lists and tooltips."""
 _SHORT: Final = 1 << 16
-"""Features of a target whose rows fit into two bytes."""
+"""Up to this many features at a target, a row number fits into two bytes."""
 
 
 class MatchBlocks:
     """The match tables of an atlas, cut into blocks.
 
     Attributes:
-        targets: of each site, in the order in which the tables lie in a block.
+        targets: the targets of each site, in the order of their tables in a block.
     """
 
     def __init__(self, atlas: Atlas, sizes: Mapping[Site, int], k: int) -> None:
-        """Reads every table; `k` matches of each feature at each target are kept."""
+        """Read every table, keeping `k` matches per feature and target."""
         self.targets = {site: [target for source, target in atlas if source == site] for site in sizes}
         self._k, self._flows = k, Flows(atlas, sizes)
         self._tables = {
@@ -63,7 +64,7 @@ class MatchBlocks:
         }
 
     def of_site(self, site: Site, rows: int) -> Iterator[tuple[str, bytes]]:
-        """The names and bytes of a site's files: matches of a module, or the block of each residual feature."""
+        """The names and bytes of a site's files: the matches of a module site, or the block of each residual row."""
         if site in self._flows.block:
             yield "flows", packed(planes(self._flows.block[site]))
         else:
@@ -71,7 +72,7 @@ class MatchBlocks:
                 yield f"matches-{start // ROWS}", packed(self._bytes(site, np.arange(start, min(start + ROWS, rows))))
 
     def of_flows(self, words: Mapping[Site, Sequence[bytes]]) -> Iterator[bytes]:
-        """The blocks of residual features; `words` are those of all rows of all sites, as JSON."""
+        """The blocks of residual features; `words` holds the words of all rows of all sites, as JSON."""
         for block in self._flows.rows():
             own = [words[site][row] for site, rows in block.items() for row in rows]
             modules = {
@@ -86,12 +87,12 @@ class MatchBlocks:
             yield packed_arrays(head, b"".join(self._bytes(site, rows) for site, rows in block.items()))
 
     def _best(self, site: Site, target: Site, rows: Int64[np.ndarray, " n"]) -> list[int]:
-        """The best matches of some features that reach the plain threshold of modules."""
+        """The best matches of some features, as rows of the target, if they reach the default threshold of modules."""
         table, _ = self._tables[site, target]
         return table.index[rows, 0][table.score[rows, 0] >= T_MODULE].tolist()
 
     def _bytes(self, site: Site, rows: Int64[np.ndarray, " n"]) -> bytes:
-        """All tables of a site, for some of its rows."""
+        """The bytes of all tables of a site, for some of its rows."""
         pieces: list[bytes] = []
         for target in self.targets[site]:
             table, back = self._tables[site, target]
@@ -105,7 +106,7 @@ class MatchBlocks:
 
 
 def _matched_back(atlas: Atlas, site: Site, target: Site, k: int) -> Bool[np.ndarray, "n k"]:
-    """Whether a feature is the best match of its match; False where that side was not matched."""
+    """Whether each feature is the best match of its match; False if that direction was not matched."""
     table = atlas[site, target]
     if not atlas.has(target, site):
         return np.zeros((table.n_source, k), bool)
@@ -115,25 +116,25 @@ def _matched_back(atlas: Atlas, site: Site, target: Site, k: int) -> Bool[np.nda
 
 
 class SiteBlocks:
-    """The words and cards of a site, block by block: its words are read once, a row at a time.
+    """The words and cards of a site, block by block; its words are read only once, row by row.
 
     Attributes:
-        silent: whether rows without words are silent; None where nobody looked.
-        words: of each row, as JSON.
+        silent: whether rows without words are silent; None if nobody looked or every row has words.
+        words: the words of each row, as JSON.
     """
 
     def __init__(self, explorer: Explorer, site: Site, counterparts: Counterparts) -> None:
-        """Nothing is read before `blocks`; cards show the `counterparts` of features."""
+        """Prepare the blocks; `blocks` reads the words. Cards show the `counterparts` of features."""
         self._explorer, self._site, self._counterparts = explorer, site, counterparts
         self.silent: bool | None = None
         self.words: list[bytes] = []
 
     def blocks(self, index: WordIndex, before: int) -> Iterator[tuple[str, bytes]]:
-        """The names and bytes of blocks of words and cards.
+        """The names and bytes of the blocks of words and cards.
 
         Args:
-            index: takes the words of every row that has some.
-            before: the number of the site's first row there.
+            index: receives the words of every row that has some.
+            before: the number of the site's first row in the index.
         """
         n = self._explorer.sizes[self._site]
         asked = False
@@ -155,7 +156,7 @@ class SiteBlocks:
                 yield f"cards-{(start + first) // CARD_ROWS}", packed_json(cards[first : first + CARD_ROWS])
 
     def _row(self, feature: FeatureId, known: FeatureWords) -> list[Any]:
-        """What a graph or a list shows of a feature."""
+        """What a graph or a list shows about a feature."""
         origins = self._explorer.origins
         shares = None if origins is None else origins.shares(feature)
         said = headline(known)

@@ -1,4 +1,4 @@
-"""What a feature corresponds to in the dictionaries that its own was compared with. No torch."""
+"""The counterparts of features in dictionaries that their own dictionary was compared with. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saeflow.comparison.results import Comparison
 from saeflow.matching.atlas import Atlas
 
 Counterparts = dict[str, list[dict[str, Any]]]
-"""By feature, what its card shows of each dictionary it was compared with."""
+"""For each feature, what its card shows for each dictionary it was compared with."""
 _SHOWN = {
     "in": "in",
     "kind": "kind",
@@ -23,14 +23,14 @@ _SHOWN = {
 
 
 def counterparts(atlas: Atlas, comparisons: Sequence[Comparison], before: int) -> Counterparts:
-    """Matches of an atlas' features in the dictionaries they were compared with.
+    """The matches of an atlas's features in the dictionaries they were compared with.
 
-    A dictionary of a comparison is one of the atlas if it has the same site and the same decoder, by its sha256.
+    A dictionary of a comparison belongs to the atlas if it has the same site and the same decoder, by its sha256.
 
     Args:
-        atlas: states the decoders that it was made from; one that does not has no counterparts.
-        comparisons: as `saeflow compare` wrote them.
-        before: results that come before them on the site.
+        atlas: an atlas that states the decoders it was made from; without these it has no counterparts.
+        comparisons: comparisons that `saeflow compare` wrote.
+        before: the number of results that precede them on the site.
     """
     weights = {str(site): digest for site, digest in atlas.weights.items()}
     found: Counterparts = {}

@@ -1,10 +1,10 @@
-"""The index of words of a site: where each word stands, in shards that a browser fetches as one types. No torch.
+"""The word index of a published site, in shards that a browser fetches as the user types. No torch.
 
-An entry is a word of labels and tokens, or, with a star, a beginning of up to three letters. It holds features by
-number (their place among all rows of all sites), with the place of the word in the label, or 255 where only the
-tokens have it, and the words of the label. Of an entry the best `MOST` are kept: those with the word in the label, far
-in front, in a short label. Entries are sorted as JavaScript compares strings, and cut into shards; `first` names the
-first entry of each.
+An entry is a word of a label or a token, or, marked with a star, a prefix of up to three letters. It lists features by
+number (their position among all rows of all sites), each with the position of the word in its label (255 if only the
+tokens contain it) and the number of words in the label. Each entry keeps its best `MOST` features: those with the word
+in the label, near its start, in a short label. Entries are sorted as JavaScript compares strings, and cut into shards;
+the file `first` lists the first entry of each.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from saeflow.labels.search import words_in
 from saeflow.publishing.packing import json_bytes, packed_arrays, packed_json, planes
 
 MOST: Final = 2_000
-"""Features that an entry keeps."""
+"""Features kept per entry, at most."""
 SHARD: Final = 20_000
-"""Features of the entries of a shard, about."""
+"""Features listed in one shard, over all of its entries; a shard ends with the entry that reaches this."""
 IN_TOKENS: Final = 255
 _BEGINNINGS: Final = (1, 2, 3)
 _BITS: Final = 24
-"""Of the number of a feature; that of an entry takes as many, place and length the rest."""
+"""Bits of a key for the number of a feature, and as many for that of an entry; place and length take 8 each."""
 
 
 class WordIndex:
-    """Takes the words of one feature after the other, then gives the shards."""
+    """Collects the words of features one by one, then yields the shards."""
 
     def __init__(self) -> None:
-        """An index of nothing."""
+        """Start with an empty index."""
         self._entries: dict[str, int] = {}
         self._keys = array("Q")
 
     def add(self, number: int, label: str, tokens: Sequence[str]) -> None:
-        """A feature under its number.
+        """Add a feature under its number.
 
         Raises:
-            InvalidArgument: when there are more features or words than an index can number.
+            InvalidArgument: when there are more features or words than the index can number.
         """
         said = words_in(label)
         places = {word: IN_TOKENS for token in tokens for word in words_in(token)}
@@ -57,8 +57,8 @@ class WordIndex:
             self._keys.append(_key(entry, place, min(len(said), 255), number))
 
     def shards(self) -> Iterator[tuple[str, bytes]]:
-        """Names and bytes of the files of the index."""
-        # 1. the best features of each word, then of each beginning from those
+        """The names and bytes of the files of the index."""
+        # 1. the best features of each word, and from these the best of each prefix
         words, keys = list(self._entries), _best(np.frombuffer(self._keys, np.uint64))
         names, parts = list(words), [keys]
         entry_of = (keys >> np.uint64(64 - _BITS)).astype(np.int64)
@@ -72,7 +72,7 @@ class WordIndex:
             parts.append(_best((keys & ((np.uint64(1) << shift) - np.uint64(1))) | (moved << shift)))
             names += [f"{beginning}*" for beginning in numbers]
 
-        # 2. in the order of JavaScript's strings, cut where a shard is full
+        # 2. sort the entries like JavaScript strings (by UTF-16 code units), and cut where a shard is full
         keys = np.concatenate(parts)
         entries = keys >> np.uint64(64 - _BITS)
         order = sorted(range(len(names)), key=lambda entry: names[entry].encode("utf-16-be", "surrogatepass"))
@@ -94,12 +94,12 @@ class WordIndex:
 
 
 def _key(entry: int, place: int, length: int, number: int) -> int:
-    """Smaller is better among the keys of an entry."""
+    """A sortable key: within an entry, smaller is better."""
     return entry << (64 - _BITS) | place << (_BITS + 8) | length << _BITS | number
 
 
 def _best(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " m"]:
-    """Sorted, each feature once an entry, and of each entry the best `MOST`."""
+    """The sorted keys, with each feature only once per entry, and only the best `MOST` of each entry."""
     keys = np.sort(keys)
     number = np.uint64((1 << _BITS) - 1)
     pair = (keys >> np.uint64(64 - _BITS) << np.uint64(_BITS)) | (keys & number)
@@ -110,7 +110,7 @@ def _best(keys: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " m"]:
 
 
 def _shard(words: list[str], keys: Sequence[np.ndarray]) -> bytes:
-    """Entries with their features, in one file."""
+    """The bytes of one shard: entries with their features."""
     head: dict[str, Any] = {"words": words, "counts": [len(some) for some in keys]}
     whole = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
     number = (whole & np.uint64((1 << _BITS) - 1)).astype(np.uint32)

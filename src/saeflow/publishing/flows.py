@@ -1,9 +1,10 @@
-"""Which residual features lie together in a site: those that a flow graph runs through. No torch.
+"""Groups residual features into blocks, so that a flow graph lies within few of them. No torch.
 
-Features that are each other's best match in neighbouring layers make a chain. A chain whose first feature has a best
-predecessor, which prefers another, is a branch of that one's chain. Chains are put one behind the other, a branch
-soon behind what it grows from, and cut into blocks: the graph of a feature lies in few of them, whatever rows its
-features have. Modules only join such a graph, and lie with the rows of their site.
+Features that are each other's best match in neighbouring layers form a chain. If the first feature of a chain has a
+best predecessor that prefers another feature, the chain is a branch of that predecessor's chain. Chains are laid out
+one after another, each branch soon after the chain it grows from, and then cut into blocks. So the graph of a feature
+lies within few blocks, whatever its rows are. Module features only join such a graph; they stay in the row order of
+their site.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 
 ROWS: Final = 256
-"""Features of a block."""
+"""Features in a block."""
 
 
 class Flows:
     """The blocks of residual features.
 
     Attributes:
-        n: how many there are.
-        block: the block of each row of each residual site.
+        n: the number of blocks.
+        block: the block of each row, for each residual site.
     """
 
     def __init__(self, atlas: Atlas, sizes: Mapping[Site, int]) -> None:
-        """Those of an atlas whose sites have so many features."""
-        # 1. features numbered site by site, lowest layer first, and the best match of each before and after it
+        """Group the residual features of an atlas; `sizes` is the number of features at each site."""
+        # 1. features numbered site by site, lowest layer first, and the best predecessor and successor of each
         self._sites = sorted(site for site in sizes if site.part is Part.RES)
         starts = np.cumsum([0, *(sizes[site] for site in self._sites)]).tolist()
         self._slices = [slice(*pair) for pair in pairwise(starts)]
@@ -46,13 +47,13 @@ class Flows:
                     found = first[target] + table.index[:, 0].astype(np.int64)
                     known[own] = np.where(np.isneginf(table.score[:, 0]), -1, found)
 
-        # 2. blocks of features that stand one behind the other
+        # 2. blocks of consecutive features in the layout of the chains
         blocks = (self._places(*best) // ROWS).astype(np.uint16)
         self.n = -(-len(blocks) // ROWS)
         self.block = {site: blocks[own] for site, own in zip(self._sites, self._slices, strict=True)}
 
     def rows(self) -> list[dict[Site, Int64[np.ndarray, " n"]]]:
-        """The rows of every block, site by site."""
+        """The rows in each block, by site."""
         found: list[dict[Site, np.ndarray]] = [{} for _ in range(self.n)]
         for site, block in self.block.items():
             order = np.argsort(block, kind="stable")
@@ -62,8 +63,8 @@ class Flows:
         return found
 
     def _places(self, up: Int64[np.ndarray, " n"], down: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Where each feature stands when chains are put one behind the other."""
-        # 1. chains, by the number of their first feature
+        """The position of each feature when all chains are laid out one after another."""
+        # 1. chains, identified by the number of their first feature
         numbers = np.arange(len(up))
         linked = (up >= 0) & (down[up] == numbers)
         chain, rank = numbers.copy(), np.zeros_like(numbers)
@@ -71,7 +72,7 @@ class Flows:
             chain[own] = np.where(linked[own], chain[up[own]], numbers[own])
             rank[own] = np.where(linked[own], rank[up[own]] + 1, 0)
 
-        # 2. the chain that each grows from, and how much grows from it
+        # 2. the chain that each one branches from, and its weight: its length plus the weights of its branches
         parent = np.where(up >= 0, chain[up], -1)
         length = np.bincount(chain, minlength=len(up))
         weight = length.copy()
@@ -80,7 +81,7 @@ class Flows:
             grown = some[parent[some] >= 0]
             np.add.at(weight, parent[grown], weight[grown])
 
-        # 3. small branches first
+        # 3. after each chain its branches, the lightest first, so that short ones stay close to it
         every = np.concatenate([*tops, numbers[:0]])
         every = every[np.lexsort((every, weight[every], parent[every]))]
         before = np.cumsum(weight[every]) - weight[every]

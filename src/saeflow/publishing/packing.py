@@ -1,4 +1,4 @@
-"""How the files of a site are packed: with gzip, arrays as planes of their bytes, lowest first."""
+"""The format of a site's files: gzip, with arrays stored as byte planes, least significant byte first."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 
 
 def packed(data: bytes) -> bytes:
-    """Bytes as a site keeps them; the same bytes always give the same."""
+    """Compress bytes for a site; the same input always gives the same output."""
     return gzip.compress(data, 6, mtime=0)
 
 
 def json_bytes(value: object) -> bytes:
-    """A JSON value without spaces."""
+    """Encode a JSON value without spaces."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def packed_json(value: object) -> bytes:
-    """A JSON value as a site keeps it."""
+    """Encode and compress a JSON value for a site."""
     return packed(json_bytes(value))
 
 
 def packed_arrays(head: bytes, arrays: bytes) -> bytes:
-    """JSON and the arrays that it tells of, in one file."""
+    """Pack a JSON header and the arrays that it describes into one file."""
     return packed(struct.pack("<I", len(head)) + head + arrays)
 
 
 def planes(values: np.ndarray) -> bytes:
-    """An array as planes of its bytes, lowest first."""
+    """The byte planes of an array: the least significant byte of every value, then the next, and so on."""
     flat = np.ascontiguousarray(values).reshape(-1)
     little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
     return little.view(np.uint8).reshape(len(flat), -1).T.tobytes()

@@ -16,7 +16,7 @@ from saeflow.web import require_packages
 
 @dataclass(frozen=True, slots=True)
 class PublishedSite:
-    """A site that was written: its folder, and how much is in it."""
+    """A published site: its folder, and how much it holds."""
 
     folder: Path
     n_features: int
@@ -35,24 +35,24 @@ def publish(
 ) -> PublishedSite:
     """Write the explorer of an atlas as a folder of files that any web host serves: `python -m http.server -d site`.
 
-    Search, flow graphs, cards and comparing work as in `saeflow serve`; graphs are grown in the browser. What needs a
-    model is left out, and so are weights. Of a feature the best 5 matches at each site are kept.
+    Search, flow graphs, cards and comparing work as in `saeflow serve`; graphs are grown in the browser. Everything
+    that needs a model is left out, and so are the weights. For each feature, the best 5 matches at each site are kept.
 
     Args:
         release: "demo", the name of a release, or an atlas folder.
-        out: The folder to write. A published site that is there is replaced, whole, when the new one is complete.
+        out: The folder to write. An existing published site is replaced as a whole once the new one is complete.
         atlas: A different atlas from the release's own.
         results: Results folders to show; the first of `saeflow origins` colours graphs and cards.
         comparisons: Folders that `saeflow compare` wrote.
-        progress: Called with (sites done, sites in all, what is written).
+        progress: Called with (steps done, steps in all, what is being written): a step per site, and three more.
 
     Raises:
         MissingExtra: when the extra "web" is not installed.
         UnknownRelease: when there is no such atlas.
-        BadFile: when the atlas, words or results cannot be read.
-        InvalidArgument: when `out` is there and is no published site.
+        BadFile: when the atlas, words, results or comparisons cannot be read.
+        InvalidArgument: when `out` exists and is neither empty nor a published site.
         NoSpace: when the disk is full.
-        NotWritable: when the folder may not be written.
+        NotWritable: when the folder cannot be written.
     """
     require_packages()
     from saeflow.publishing.site import is_site, write_site
@@ -65,7 +65,7 @@ def publish(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(out):
-            if old.exists() and not out.exists():  # a process was killed between two names
+            if old.exists() and not out.exists():  # a process was killed between the two renames below
                 old.rename(out)
             if out.exists() and not is_site(out) and not (out.is_dir() and not any(out.iterdir())):
                 raise InvalidArgument(

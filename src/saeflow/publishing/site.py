@@ -1,12 +1,12 @@
-"""What a site holds: the explorer's page, and everything it would ask a server for, as files. Imports no torch.
+"""The contents of a site: the explorer's page, and everything it would request from a server. Imports no torch.
 
-site/index.html            the explorer's page, with a policy that lets it ask this host alone
-site/site.json             what the site is: what /api/info says, tables, thresholds, sizes of blocks
-site/static/               the explorer's own files
+site/index.html            the explorer's page, with a policy that restricts its requests to this host
+site/site.json             a description of the site: the response of /api/info, tables, thresholds, block sizes
+site/static/               the explorer's static files
 site/data/flows/           blocks of residual features that flow into each other (`flows`)
 site/data/{layer}.{part}/  blocks of matches, words and cards (`blocks`)
-site/data/search/          the index of words (`finding`)
-site/data/nulls.bin        what matches score by chance, where the atlas is calibrated
+site/data/search/          the word index (`finding`)
+site/data/nulls.bin        the best-match scores by chance, if the atlas is calibrated
 site/results/{id}/         pages and tables of results and comparisons
 """
 
@@ -48,14 +48,14 @@ from saeflow.web.routes_graph import info
 FORMAT: Final = "saeflow-site"
 VERSION: Final = 2
 SITE: Final = "site.json"
-"""What a published site says of itself, and is known by."""
+"""The file that describes a published site, and by which one is recognised."""
 FDRS: Final = (0.001, 0.01, 0.05, 0.1)
-"""False-discovery rates whose thresholds a site has."""
+"""False-discovery rates for which a site has thresholds."""
 _ENTRIES: Final = ("app.js", "site/source.js")
 _FIRST: Final = "site/blocks.js"
-"""The module that asks for the data of the first graph."""
+"""The module that requests the data of the first graph."""
 _FIGURE: Final = "report/figure.css"
-"""The style that exported pictures carry."""
+"""The style sheet embedded in exported pictures."""
 _STYLE: Final = re.compile(r'^<link rel="stylesheet" href="static/([^"]+)">\n', re.MULTILINE)
 _IMPORT: Final = re.compile(r'^import .*?from "(\.[^"]+)";$', re.MULTILINE)
 _POLICY: Final = "default-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'"
@@ -70,7 +70,7 @@ def is_site(folder: Path) -> bool:
 
 
 class _Part:
-    """A site while it is written: its folder, and a digest of everything in it."""
+    """A site while it is being written: its folder, and a digest of every file put into it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ class _Part:
 
 
 def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], progress: Progress | None) -> int:
-    """Write the whole site; returns how many features it has."""
+    """Write the whole site, and return its number of features."""
     atlas, sizes, part = explorer.atlas, explorer.sizes, _Part(folder)
     steps = len(sizes) + 3
 
@@ -92,7 +92,7 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
         if progress:
             progress(done, steps, what)
 
-    # 1. the page, with the modules that it imports: those of the views of a model are not among them
+    # 1. the page with the modules that it imports, which do not include the views that need a model
     files = assets()
     html, modules = files["index.html"].read_text(encoding="utf-8"), _imported(files)
     part.put("static/site.css", b"".join(files[name].read_bytes() for name in _STYLE.findall(html)))
@@ -101,14 +101,14 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
             part.put(f"static/{name}", path.read_bytes())
     part.put("index.html", _page(html, modules))
 
-    # 2. results, and the origins that words and cards show
+    # 2. results, counterparts, and the origin groups that words and cards show
     compared, others = [open_comparison(path) for path in comparisons], len(explorer.results)
     shown = [*_results(folder, explorer), *_comparisons(folder, compared, others)]
     corresponding = counterparts(atlas, compared, others)
     if explorer.origins is not None:
         explorer.origins.read()
 
-    # 3. blocks of every site; words are indexed on the way
+    # 3. the blocks of every site; this also indexes their words
     k = min(K, atlas.k)
     matches, index, before = MatchBlocks(atlas, sizes, k), WordIndex(), 0
     words, silent = dict[Site, list[bytes]](), dict[str, bool]()
@@ -125,7 +125,7 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
     for number, data in enumerate(matches.of_flows(words)):
         part.put(f"data/flows/{number}.bin", data)
 
-    # 4. the index, nulls, and what the site says of itself
+    # 4. the word index, the nulls, and the description of the site
     tell(steps - 2, "the index of words")
     for name, data in index.shards():
         part.put(f"data/search/{name}.bin", data)
@@ -140,9 +140,9 @@ def write_site(folder: Path, explorer: Explorer, comparisons: Sequence[Path], pr
 
 
 def _imported(files: Mapping[str, Path]) -> list[str]:
-    """The modules of the page, from the imports that each states."""
+    """The JavaScript modules of the page, found by following the imports of each."""
     found: list[str] = list(_ENTRIES)
-    for name in found:  # grows meanwhile
+    for name in found:  # the list grows during the loop
         folder = PurePosixPath(name).parent
         for path in _IMPORT.findall(files[name].read_text(encoding="utf-8")):
             other = posixpath.normpath(folder / path)
@@ -152,7 +152,7 @@ def _imported(files: Mapping[str, Path]) -> list[str]:
 
 
 def _page(html: str, modules: Sequence[str]) -> bytes:
-    """The explorer's page as that of a site: data is asked for before the page is there, all modules at once."""
+    """The explorer's page adapted for a site: data is requested before the page has loaded, and modules all at once."""
     head = [f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">']
     head.append(f'<script type="module" async src="static/{_FIRST}"></script>')
     head += [f'<link rel="modulepreload" href="static/{name}">' for name in modules]
@@ -162,10 +162,10 @@ def _page(html: str, modules: Sequence[str]) -> bytes:
 
 
 def _about(explorer: Explorer, targets: dict[Site, list[Site]], shown: Sequence[ResultFiles], k: int) -> dict[str, Any]:
-    """What `site.json` says."""
+    """The content of `site.json`, less `silent` and `stamp`."""
     atlas = explorer.atlas
     plain = {"plain": _thresholds(Thresholds())}
-    with warnings.catch_warnings():  # a rate at which no match of a pair is significant is shown as such
+    with warnings.catch_warnings():  # the page itself shows where no match of a pair is significant
         warnings.simplefilter("ignore", SaeflowWarning)
         calibrated = {f"{fdr:g}": _thresholds(explorer.calibrated(fdr)) for fdr in FDRS if atlas.nulls}
     listed = [result.model_dump(mode="json", exclude={"files", "problem"}) for result in shown]
@@ -193,7 +193,7 @@ def _about(explorer: Explorer, targets: dict[Site, list[Site]], shown: Sequence[
 
 
 def _thresholds(thresholds: Thresholds) -> dict[str, Any]:
-    """Thresholds as a graph's JSON has them."""
+    """Thresholds in the form of a graph's JSON."""
     return FlowGraph(FeatureId("0/res/0"), (), (), (), thresholds, None).to_dict()["thresholds"]
 
 
@@ -205,7 +205,7 @@ def _nulls(atlas: Atlas) -> list[dict[str, Any]]:
 
 
 def _results(folder: Path, explorer: Explorer) -> Iterator[ResultFiles]:
-    """Write the pages and tables of results folders, and tell of them."""
+    """Write the pages and tables of results folders, and yield their entries."""
     for result in explorer.results:
         place = folder / "results" / result.id
         (place / "tables").mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def _results(folder: Path, explorer: Explorer) -> Iterator[ResultFiles]:
 
 
 def _comparisons(folder: Path, comparisons: Sequence[Comparison], before: int) -> Iterator[ResultFiles]:
-    """Draw comparisons anew from their numbers, and tell of them: nothing of a folder is copied as it is."""
+    """Draw comparisons anew from their numbers, and yield their entries; no file of a folder is copied as is."""
     for number, found in enumerate(comparisons, before + 1):
         place = folder / "results" / str(number)
         found.save(place)

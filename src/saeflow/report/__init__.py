@@ -1,4 +1,4 @@
-"""What people see: blocks, and their lowering to a terminal, one HTML file, SVG and JSON. No torch."""
+"""Reports: blocks, and their lowering to terminal text, a single HTML file, SVG and JSON. No torch."""
 
 from saeflow.report.blocks import GraphFigure, Notes, Page, Table
 from saeflow.report.render import render

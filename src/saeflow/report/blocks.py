@@ -1,8 +1,8 @@
-"""What a report can show, apart from where it is shown.
+"""The content of a report, independent of where it is shown.
 
-A view (views.py) turns a result into a Page of blocks; text.py and html.py each lower the same blocks,
-a terminal and a page never disagree. Blocks hold finished strings: a view decides on digits and words,
-the lowering on room and colour. No block holds markup.
+A view (views.py) turns a result into a Page of blocks; text.py and html.py lower the same blocks, so that a terminal
+and a page never disagree. Blocks hold finished strings: the view decides on digits and wording, the lowering on space
+and colour. No block holds markup.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from saeflow.labels.words import Words
 
 
 class ColumnRole(enum.StrEnum):
-    """What a column holds, which decides its alignment and whether it may be shortened."""
+    """What a column holds; this decides its alignment and whether its cells may be shortened."""
 
     MARK = "mark"
     ID = "id"
@@ -37,8 +37,8 @@ class Column:
 class BlockRow:
     """A row of a table.
 
-    `opens` starts a group (a layer), `strong` sets the row off (the seed), `tone` names the colour of
-    its tag (a case of section 3.3) or is empty.
+    `opens` marks the first row of a group (a layer), `strong` emphasises the row (the seed), and `tone` names the
+    colour of its tag (a case of section 3.3) or is empty.
     """
 
     cells: tuple[str, ...]
@@ -49,10 +49,10 @@ class BlockRow:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns. `narrow` says the same in fewer columns, for where there is little room.
+    """Rows under columns. `narrow` is the same content in fewer columns, for narrow terminals and screens.
 
     Raises:
-        InvalidArgument: when a row has not one cell per column.
+        InvalidArgument: when a row does not have one cell per column.
     """
 
     caption: str
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Sentences under a title, one each."""
+    """A titled list with one sentence per item."""
 
     title: str
     items: tuple[str, ...]
@@ -80,7 +80,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class GraphFigure:
-    """A flow graph as a picture. A terminal leaves it out: the table says the same."""
+    """A flow graph as a picture. A terminal leaves it out, since the table has the same content."""
 
     graph: FlowGraph
     words: Words
@@ -91,7 +91,7 @@ Block = Notes | Table | GraphFigure
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A titled report. `facts` are names with values, as a seed: at the head of a page, at the foot in a terminal."""
+    """A titled report. `facts` are name-value pairs such as the seed, shown at the top in HTML, last in a terminal."""
 
     title: str
     subtitle: str

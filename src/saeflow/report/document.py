@@ -1,7 +1,8 @@
-"""A page as one HTML file that loads nothing: inlined style and script, allowed by their hashes alone.
+"""A page as a single HTML file that loads nothing: style and script are inlined, and allowed only by their hashes.
 
-Templates lie in `templates/`. Whatever a template shows is escaped and set on one line with its control characters
-shown, unless it is `Markup` already: names of models, data sets, labels and texts come from files that others wrote.
+The templates are in `templates/`. Every value that a template shows is escaped and put on one line with its control
+characters made visible, unless it is already `Markup`: names of models and data sets, labels and texts come from files
+that others wrote.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ def document(
     """A page as one HTML document.
 
     Args:
-        template: a file of `templates/` that extends `document.html.j2`; that one itself shows `body`, a `Markup`.
-        title: in the title bar.
+        template: a file of `templates/` that extends `document.html.j2`, or that file itself, which shows the `Markup`
+            value `body`.
+        title: the text of the title bar.
         styles: files of `static/`, in order.
-        scripts: files of `static/`, in order; they share one scope: `import` and `export` fall away.
-        more_style: rules after the files of `styles`.
-        kind: the class of `body`.
-        values: what the template shows.
+        scripts: files of `static/`, in order; they share one scope, so `import` and `export` are stripped.
+        more_style: rules that follow the files of `styles`.
+        kind: the CSS class of the `body` element.
+        values: the values that the template shows.
     """
     from markupsafe import Markup
 
@@ -53,7 +55,7 @@ def document(
 
 
 def render(template: str, **values: object) -> Markup:
-    """A file of `templates/` with these values."""
+    """Render a file of `templates/` with these values."""
     from markupsafe import Markup
 
     return Markup(templates().get_template(template).render(**values))  # noqa: S704 escaped by the template
@@ -82,12 +84,12 @@ def templates() -> Environment:
 
 
 def static(name: str) -> str:
-    """A file of `static/`."""
+    """The text of a file in `static/`."""
     return (files("saeflow.report") / "static" / name).read_text(encoding="utf-8")
 
 
 def sentence(text: str) -> Markup:
-    """A sentence whose intervals, settings and percentages are not broken over lines, and whose `commands` are code."""
+    """Mark up a sentence: intervals, settings and percentages do not break across lines, and `commands` are code."""
     from markupsafe import Markup, escape
 
     whole = r"\([^()<>]{1,24}\)|\b[rs] = \u2212?[0-9.]*[0-9]|[0-9] (?:%|pp)|`[^`<>]{1,80}`"

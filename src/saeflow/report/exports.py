@@ -1,19 +1,19 @@
 """A flow graph in the formats of other tools: `export(graph, "circuit-tracer")`. No torch.
 
-Pictures (`svg`, `png`) are the figure of the page; `html` is the page; `json` is what saeflow reads back.
-`graphml` opens in networkx, Gephi and yEd, `dot` in Graphviz, `mermaid` in Markdown, `circuit-tracer` in the
-viewer of attribution graphs and on Neuronpedia. In DOT and Mermaid layers run from left to right, as in the figure, and
-words are quoted for each language: a label may hold anything.
+`svg` and `png` are the figure of the page, `html` is the page itself, and `json` is the format that saeflow reads back.
+`graphml` opens in networkx, Gephi and yEd, `dot` in Graphviz, `mermaid` in Markdown, and `circuit-tracer` in the viewer
+of attribution graphs and on Neuronpedia. In DOT and Mermaid, layers run from left to right as in the figure, and labels
+are escaped for each language, because they may contain anything.
 
-The formats of circuit-tracer know prompts, tokens and one kind of feature; a flow graph has neither prompt nor
-activation. So the three parts stand where tokens would, left to right: attention, MLP, residual stream. The weight of a
-link is the cosine, and labels are in `clerp`. What their viewer needs, read in circuit-tracer 0.5:
+The format of circuit-tracer is for prompts, tokens and one kind of feature; a flow graph has neither prompt nor
+activations. So the three parts take the place of tokens, left to right: attention, MLP, residual stream. The weight of
+a link is the cosine, and labels are in `clerp`. The viewer's requirements, taken from the source of circuit-tracer 0.5:
 
-- a feature in more than two thirds of the tokens is thrown away: with one token, every node;
-- nodes are told apart by layer, number and token, and labels edited there are kept by the number alone: 3/res/7
-  and 3/mlp/7 need tokens and numbers of their own;
-- without an output node the axis has 26 layers, and the label of one must hold its probability: there is one
-  output, linked to nothing, that says there is none.
+- a feature that occurs on more than two thirds of the tokens is dropped: with a single token, that is every node;
+- nodes are identified by layer, number and token, and labels edited in the viewer are stored by number only, so that
+  3/res/7 and 3/mlp/7 need different tokens and numbers;
+- without an output node the axis has 26 layers, and an output's label must contain its probability: the file has one
+  unlinked output, labelled "none".
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from saeflow.report.views import graph_data, graph_page, score_text
 from saeflow.version import __version__
 
 SCALE: Final = 2
-"""Pixels to a pixel of the page: sharp on a dense screen and in print at 150 dots an inch."""
+"""Image pixels per CSS pixel: sharp on a high-density screen and in print at 150 dpi."""
 
-# resvg knows no fontconfig: a face that stands in for Helvetica has to be named.
+# resvg does not use fontconfig, so the substitutes for Helvetica have to be named.
 _FACES: Final = "Helvetica, Arial, Liberation Sans, DejaVu Sans"
 
 COLUMNS: Final = {Part.ATT: 0, Part.MLP: 1, Part.RES: 2}
-"""The place of a part among the tokens of circuit-tracer."""
+"""The position of each part among the tokens of circuit-tracer."""
 _TOKENS: Final = ("attn", "mlp", "resid")
 PINNED: Final = 18
-"""Nodes put into the subgraph of the viewer; more cannot be read there."""
+"""Nodes pinned in the viewer's subgraph; more would be unreadable there."""
 
 
 def png(graph: FlowGraph, words: Words = no_words, *, scale: int = SCALE) -> bytes:
-    """The figure as PNG, light, `scale` times the size of the SVG; at most 16,000 pixels wide.
+    """The figure as a PNG in the light theme, `scale` times the size of the SVG, at most 16,000 pixels wide.
 
-    Words are set in Helvetica, Arial or Liberation Sans where the machine has one, else in the DejaVu Sans that
+    Text is set in Helvetica, Arial or Liberation Sans if the machine has one of them, else in the DejaVu Sans that
     comes with matplotlib.
     """
     import matplotlib as mpl
@@ -72,7 +72,7 @@ def png(graph: FlowGraph, words: Words = no_words, *, scale: int = SCALE) -> byt
 
 
 def dot(graph: FlowGraph, words: Words = no_words) -> bytes:
-    """`graph` in the DOT language: nodes of a part in line, the width of an edge by its score."""
+    """`graph` in the DOT language: nodes of the same part are aligned, and edge widths show their score."""
 
     def escaped(text: str) -> str:
         return text.replace("\\", "\\\\").replace('"', '\\"')
@@ -105,10 +105,10 @@ def mermaid(graph: FlowGraph, words: Words = no_words) -> bytes:
         return "f" + "".join(char if char.isalnum() else "_" for char in str(feature))
 
     def entities(text: str) -> str:
-        # Entities of HTML are the one way to write quotes and brackets that Mermaid takes everywhere.
+        # HTML entities are the only way to write quotes and brackets that Mermaid accepts everywhere.
         return "".join(char if char.isalnum() or char in " ,./-" else f"#{ord(char)};" for char in text)
 
-    # No subgraph for a layer: it would push each layer below the one before it.
+    # No subgraphs for layers: they would push each layer below the previous one.
     lines = ["flowchart LR"]
     for node in graph.nodes:
         text = "<br/>".join(map(entities, _lines(node, words)))
@@ -123,12 +123,12 @@ def mermaid(graph: FlowGraph, words: Words = no_words) -> bytes:
 
 
 def _lines(node: Node, words: Words) -> list[str]:
-    """What a drawn node says: its id, and its words where any are known."""
+    """The lines of a drawn node: its id, and its words if it has any."""
     return [line for line in (str(node.feature), one_line(headline(words.get(node.feature)))) if line]
 
 
 def _tone(node: Node) -> tuple[str, str]:
-    """The name and the colour of a node's case, or of a module's feature; of its kind where it was measured."""
+    """The name and colour for a node's case, or for a module feature; for its kind if it is an error or a logit."""
     if isinstance(node, MeasuredNode) and node.kind != "feature":
         return node.kind, KINDS[node.kind][0]
     if node.feature.part is not Part.RES:
@@ -140,15 +140,15 @@ def _tone(node: Node) -> tuple[str, str]:
 def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
     """`graph` as the JSON of an attribution graph (schema version 1).
 
-    `feature` is `feature_number`: another for every feature, and layer, part and row can be read back from it.
+    `feature` is the `feature_number`: unique to each feature, and layer, part and row can be read back from it.
     """
     seed, release = str(graph.seed), _plain(graph.release)
     try:
-        model = sources_of(graph.release).model  # as Neuronpedia calls it; the release where nothing says it
+        model = sources_of(graph.release).model  # its name on Neuronpedia; if it has none, the release's name
     except (UnknownRelease, InvalidArgument):
         model = release or "unknown"
 
-    # 1. every feature, and an output that says there is none
+    # 1. every feature, and one output labelled "none"
     nodes: list[dict[str, Any]] = []
     for node in graph.nodes:
         case = "" if node.evolution is None else f" ({node.evolution.case})"
@@ -158,7 +158,7 @@ def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
     output = {"feature_type": "logit", "jsNodeId": "L_0-0", "clerp": 'Output "none" (p=0.000)'}
     nodes.append(_circuit_node(FeatureId(Site(last, Part.RES), 0), "") | output)
 
-    # 2. what the viewer's subgraph starts with: the stream nearest to the seed, then the modules that write into it
+    # 2. the viewer's initial subgraph: the seed, the residual features nearest to it, then the nearest module features
     def away(node: Node) -> tuple[bool, bool, int]:
         feature = node.feature
         return feature != graph.seed, feature.part is not Part.RES, abs(feature.layer - graph.seed.layer)
@@ -192,9 +192,9 @@ def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
 
 
 def feature_number(feature: FeatureId) -> int:
-    """One number for a layer l, a part and a row: (l + i)(l + i + 1) / 2 + i with i = 3 row + place of the part.
+    """A unique number for layer l, part and row: (l + i)(l + i + 1) / 2 + i with i = 3 row + place of the part.
 
-    The Cantor pair of circuit-tracer, which has one kind of feature and i = row. The places are those of `COLUMNS`.
+    This is circuit-tracer's Cantor pairing, where i = row because it has one kind of feature. `COLUMNS` has the places.
     """
     index = len(COLUMNS) * feature.index + COLUMNS[feature.part]
     return (feature.layer + index) * (feature.layer + index + 1) // 2 + index
@@ -232,9 +232,10 @@ class Format:
     """A format to export to.
 
     Attributes:
-        suffix: the ending of a file, such as ".graph.json"; no two formats share one.
-        media_type: what a server says of it.
-        title: what it is for, in a few words.
+        suffix: the ending of a file name, such as ".graph.json"; no two formats share one.
+        media_type: the content type that a server sends.
+        title: the format's purpose, in a few words.
+        write: the function that writes a graph with its words in this format.
     """
 
     suffix: str
@@ -267,20 +268,20 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         ),
     }
 )
-"""What a graph can be written as, by name."""
+"""The formats a graph can be written in, by name."""
 
 
 ENDINGS: Final[Mapping[str, str]] = MappingProxyType(
     {one.suffix.removeprefix(".graph"): name for name, one in reversed(tuple(FORMATS.items()))}
 )
-"""The format of each ending of a file's name; that of circuit-tracer before that of JSON, which it ends in too."""
+"""The format of each file-name ending; circuit-tracer precedes JSON, because its files end in ".json" too."""
 
 
 def export(graph: FlowGraph, to: str, words: Words = no_words) -> bytes:
-    """`graph` as a file of the format `to`, one of FORMATS.
+    """The bytes of `graph` in the format `to`, one of FORMATS.
 
     Raises:
-        InvalidArgument: for another format.
+        InvalidArgument: for an unknown format.
     """
     return format_named(to).write(graph, words)
 
@@ -289,7 +290,7 @@ def format_named(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        InvalidArgument: when there is none.
+        InvalidArgument: for an unknown format.
     """
     if name not in FORMATS:
         raise InvalidArgument(f"graphs are not exported to {name!r}. Choose one of {', '.join(FORMATS)}.")
@@ -297,5 +298,5 @@ def format_named(name: str) -> Format:
 
 
 def format_of(path: Path) -> str | None:
-    """The format that the ending of a file's name asks for, such as "html"; None for another ending."""
+    """The format that a file name's ending stands for, such as "html"; None for any other ending."""
     return next((name for ending, name in ENDINGS.items() if path.name.lower().endswith(ending)), None)

@@ -1,8 +1,8 @@
-"""Blocks as one self-contained HTML file: it loads nothing, and opens offline from a mail or a disk.
+"""Blocks as one self-contained HTML file: it loads nothing, and opens offline from an e-mail or a disk.
 
-The figure is drawn by svg.py: a page without scripts still shows it and prints. The scripts under static/ add
-zoom, paths and cards from JSON next to it. Whatever came from files of labels is escaped here and set with
-`textContent` there, and a Content-Security-Policy lets only the two inlined blocks run, by their hashes.
+The figure is drawn by svg.py, so a page without scripts still shows and prints it. The scripts under static/ add zoom,
+paths and cards, from JSON next to the figure. Text from label files is escaped here and set with `textContent` there,
+and a Content-Security-Policy allows only the inlined style and script, by their hashes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def page_html(page: Page) -> str:
     """The page as one HTML document."""
     from markupsafe import Markup
 
-    # the last word of a title, an id, is set as code
+    # the last word of a title is set as code if it is an id
     head, _, last = page.title.rpartition(" ")
     title = f"{escape(head)} <code>{escape(last)}</code>" if "/" in last else escape(page.title)
     subtitle = f'<p class="subtitle">{escape(page.subtitle)}</p>' if page.subtitle else ""
     pairs = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in page.facts)
     blocks = "".join(_block(block) for block in page.blocks)
     body = f"<header><h1>{title}</h1>{subtitle}<dl>{pairs}</dl>\n</header>\n<main>\n{blocks}\n</main>"
-    # The explorer loads the same scripts as modules; here they stand in one another's scope.
+    # The explorer loads the same scripts as modules; here they share one scope.
     text = document("document.html.j2", page.title, styles=_STYLES, scripts=_SCRIPTS, body=Markup(body))  # noqa: S704
-    # Lone surrogates, which a tokenizer can leave in a token, have no UTF-8.
+    # UTF-8 cannot encode lone surrogates, which a tokenizer can leave in a token.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -72,7 +72,7 @@ def _table(table: Table, kind: str) -> str:
 
 def _figure(graph: FlowGraph, words: Words) -> str:
     data = json.dumps(graph_data(graph, words), ensure_ascii=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":  # no HTML parser can mistake the JSON for markup
+    for char in "<>&\u2028\u2029":  # so that no HTML parser mistakes the JSON for markup
         data = data.replace(char, f"\\u{ord(char):04x}")
     measured = graph.measured
     widths = "larger its effect; dashes: matching did not name it" if measured else "higher its cosine"
@@ -90,7 +90,7 @@ def _figure(graph: FlowGraph, words: Words) -> str:
 
 
 def legend_html(graph: FlowGraph) -> Iterable[str]:
-    """What colours, marks and widths of a figure mean, as elements of a `.legend`."""
+    """The meaning of a figure's colours, marks and widths, as elements of a `.legend`."""
     measured = graph.measured
     for kind, (_, name) in KINDS.items() if measured else ():
         yield f'<span class="key"><i class="swatch {kind}"></i>{name}</span>'

@@ -1,17 +1,17 @@
-"""Where every node, edge, band and lane of a flow graph is drawn. One layout for the page and the figure.
+"""The layout of a flow graph: positions of its nodes, edges, bands and lanes. The page and the figure share it.
 
-A layer is a band from top to bottom, and bands run left to right. Three lanes cross them: mlp, res, att. So the
-features of a layer stand over one another under its name: M_L above R_L, A_L below it. Edges between layers run from
-band to band; those of modules stay in their band, along its left side:
+Each layer is a vertical band, and the bands run from left to right. Three horizontal lanes cross them: mlp, res, att.
+So the features of a layer are stacked under its name, M_L above R_L and A_L below it. Edges between layers run from
+band to band; the edges of modules stay within their band, along its left side:
 
     layer L-1            layer L
     +-----------+        +-----------+
-    | .-M_{L-1} |        | .-M_L     |     features that share a site are stacked, in the order of their neighbours
+    | .-M_{L-1} |        | .-M_L     |     features of the same site are stacked in the order of their neighbours
     | '>R_{L-1}-|--------|->R_L      |     (two barycentre sweeps), centred on the lane; more than `ROWS` of them
-    | '-A_{L-1} |        | '-A_L     |     take several columns of the band, row by row, and edges pass behind them
+    | '-A_{L-1} |        | '-A_L     |     may take several columns of the band, row by row; edges pass behind them
     +-----------+        +-----------+
 
-Lengths are SVG user units, at scale 1 CSS pixels.
+Lengths are SVG user units, which at scale 1 are CSS pixels.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from saeflow.labels.words import Words, no_words
 from saeflow.report.tokens import headline
 
 BOX_WIDTH, STACK_GAP, COLUMN_GAP = 128.0, 18.0, 16.0
-BAND_LEFT, BAND_RIGHT, BAND_GAP = 28.0, 8.0, 8.0  # room for the modules' edges, room at the right, between bands
-GUTTER = 36.0  # at the left, for the names of lanes
-HEAD, FOOT = 24.0, 6.0  # the name of a layer at the top of its band, room at its bottom
+BAND_LEFT, BAND_RIGHT, BAND_GAP = 28.0, 8.0, 8.0  # room for the modules' edges, right margin, gap between bands
+GUTTER = 36.0  # at the left, for the lane names
+HEAD, FOOT = 24.0, 6.0  # room for the layer name at the top of a band, and at its bottom
 LANE_HEAD, LANE_FOOT = 22.0, 18.0
 TEXT_SIZE, LINE, ID_LINE = 11.5, 14.0, 19.0
-PORT = 0.23  # modules enter a box this share of its height above and below its middle
+PORT = 0.23  # edges from modules enter a box this share of its height above (mlp) or below (att) its middle
 LANES = (Part.MLP, Part.RES, Part.ATT)
 ROWS = 8
-"""Features of a site that always stand in one column."""
+"""Up to this many features of a site always share one column."""
 
 ASPECT = 1.6
-"""Width by height that a graph with taller stacks is given, as far as their columns allow."""
+"""The ratio of width to height that graphs with taller stacks aim for when choosing their columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeBox:
-    """A node's box, and its words as lines that fit into it. `x`, `y` is the upper left corner."""
+    """A node's box, and its words wrapped to fit into it. (`x`, `y`) is the upper left corner."""
 
     node: Node
     x: float
@@ -52,18 +52,18 @@ class NodeBox:
 
     @property
     def right(self) -> float:
-        """The right edge."""
+        """The x coordinate of the right edge."""
         return self.x + BOX_WIDTH
 
     @property
     def middle(self) -> float:
-        """The height of the middle."""
+        """The y coordinate of the middle."""
         return self.y + self.height / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """An edge as an SVG path, and where its score stands; None in a channel too full for numbers."""
+    """An edge as an SVG path, and the position of its score; None where there are too many edges for numbers."""
 
     edge: Edge
     path: str
@@ -72,7 +72,7 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A strip across the figure for one part of the layers."""
+    """A horizontal strip across the figure for one part."""
 
     part: Part
     y: float
@@ -82,7 +82,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A layer, from the top of the figure to its bottom: all of its features stand within it."""
+    """A vertical strip for one layer, over the full height of the figure; it contains all features of the layer."""
 
     layer: int
     x: float
@@ -91,7 +91,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Stub:
-    """A bar where the flow ends at the residual stream, at the left or the right of a box."""
+    """A bar at the left or right side of a box, where the flow along the residual stream ends."""
 
     end: End
     x: float
@@ -101,7 +101,7 @@ class Stub:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A drawn graph, without colours."""
+    """The geometry of a drawn graph, without colours."""
 
     width: float
     height: float
@@ -115,13 +115,13 @@ class Layout:
 def lay_out(graph: FlowGraph, words: Words = no_words) -> Layout:
     """Place every node and edge of `graph`; no two boxes overlap.
 
-    Layers without a node take no room.
+    Layers without nodes take no space.
     """
     texts = {node.feature: wrap(headline(words.get(node.feature))) for node in graph.nodes}
     box_height = ID_LINE + 7 + LINE * max((len(lines) for lines in texts.values()), default=0)
     stacks = _stacks(graph)
 
-    # 1. how many features stand over one another: the graph is to fill a screen rather than be a thread
+    # 1. the maximum stack height: the graph should fill a screen rather than be a thin strip
     def size(rows: int) -> tuple[float, float]:
         bands, lanes = _bands(stacks, rows), _lanes(stacks, rows, box_height)
         return bands[-1].x + bands[-1].width if bands else 0.0, lanes[-1].y + lanes[-1].height + FOOT
@@ -130,7 +130,7 @@ def lay_out(graph: FlowGraph, words: Words = no_words) -> Layout:
     sizes = {rows: size(rows) for rows in range(ROWS, most + 1)}
     rows = min(sizes, key=lambda rows: max(sizes[rows][0] / ASPECT, sizes[rows][1]))
 
-    # 2. boxes, row by row in the middle of their lane and band
+    # 2. boxes, row by row, centred in their lane and band
     bands, lanes = _bands(stacks, rows), _lanes(stacks, rows, box_height)
     band_of, lane_of = {band.layer: band for band in bands}, {lane.part: lane for lane in lanes}
     boxes: dict[FeatureId, NodeBox] = {}
@@ -145,7 +145,7 @@ def lay_out(graph: FlowGraph, words: Words = no_words) -> Layout:
             x, y = left + column * (BOX_WIDTH + COLUMN_GAP), top + row * (box_height + STACK_GAP)
             boxes[node.feature] = NodeBox(node, x, y, box_height, texts[node.feature])
 
-    # 3. what joins them
+    # 3. stubs where the flow ends, then edges
     stubs: list[Stub] = []
     for end in graph.ends:
         if end.reason is not Reason.MODULE_OUTPUT and end.feature in boxes:
@@ -164,7 +164,7 @@ def lay_out(graph: FlowGraph, words: Words = no_words) -> Layout:
 
 
 def wrap(text: str, lines: int = 2, width: float = BOX_WIDTH - 22.0) -> tuple[str, ...]:
-    """`text` on at most `lines` lines that fit into `width`, with an ellipsis where it was cut."""
+    """`text` wrapped to at most `lines` lines of at most `width`, with an ellipsis if it was cut."""
     done: list[str] = []
     rest = text.strip()
     while rest and len(done) < lines:
@@ -181,7 +181,7 @@ def wrap(text: str, lines: int = 2, width: float = BOX_WIDTH - 22.0) -> tuple[st
 
 
 def text_width(text: str, size: float = TEXT_SIZE) -> float:
-    """About how wide `text` is set in a sans-serif face: on the generous side, as fonts differ."""
+    """The approximate width of `text` in a sans-serif face: a generous estimate, because fonts differ."""
     return size * sum(_em(char) for char in text)
 
 
@@ -206,7 +206,7 @@ def _fitting(text: str, width: float) -> int:
 
 
 def _stacks(graph: FlowGraph) -> dict[Site, list[Node]]:
-    """Nodes by site, each site ordered to keep edges from crossing."""
+    """The nodes by site, each site ordered to reduce edge crossings."""
     stacks: dict[Site, list[Node]] = {}
     for node in graph.nodes:
         stacks.setdefault(node.feature.site, []).append(node)
@@ -216,7 +216,7 @@ def _stacks(graph: FlowGraph) -> dict[Site, list[Node]]:
         before.setdefault(edge.child, []).append(edge.parent)
         after.setdefault(edge.parent, []).append(edge.child)
 
-    # rows are counted from the middle of a stack
+    # a row is a node's position relative to the middle of its stack
     rows = {node.feature: i - (len(stack) - 1) / 2 for stack in stacks.values() for i, node in enumerate(stack)}
     for neighbours, sites in ((before, sorted(stacks)), (after, sorted(stacks, reverse=True))):
         for site in sites:
@@ -231,7 +231,7 @@ def _stacks(graph: FlowGraph) -> dict[Site, list[Node]]:
 
 
 def _columns(n: int, rows: int) -> int:
-    """Columns of a site with `n` features, at most `rows` over one another."""
+    """The number of columns for a site with `n` features, at most `rows` in each."""
     return -(-n // rows)
 
 
@@ -248,7 +248,7 @@ def _bands(stacks: Mapping[Site, Sequence[Node]], rows: int) -> tuple[Band, ...]
 
 
 def _lanes(stacks: Mapping[Site, Sequence[Node]], rows: int, box_height: float) -> tuple[Lane, ...]:
-    """The parts from top to bottom, each as high as its highest site."""
+    """The lanes of the parts from top to bottom, each as tall as its tallest site."""
     lanes: list[Lane] = []
     y = HEAD
     for part in LANES:
@@ -271,7 +271,7 @@ def _wires(
     for edge in drawn:
         start, end, part = boxes[edge.parent], boxes[edge.child], edge.parent.part
         x2, y2 = end.x, end.middle + port(part) * end.height
-        if edge.parent.layer == edge.child.layer:  # out of the left side and in again: along the side of the band
+        if edge.parent.layer == edge.child.layer:  # leave by the left side and return: along the side of the band
             x1, out = start.x, -0.9 * BAND_LEFT
         else:
             x1, out = start.right, max(abs(x2 - start.right) * 0.55, 16.0)
@@ -280,7 +280,7 @@ def _wires(
         path = f"M{x1:.1f} {y1:.1f}C{x1 + out:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
         label = None
         if fans[edge.child, part] == 1 and len(stacks[edge.child.site]) == len(stacks[edge.parent.site]) == 1:
-            # a score stands over a residual edge, and at the box that a module's edge enters
+            # the score of a residual edge is above it; that of a module's edge is beside the box it enters
             above = end.y - 8.0 if part is Part.MLP else end.y + end.height + 16.0
             label = (start.right + 16.0, start.middle - 5.0) if part is Part.RES else (end.x + 1.0, above)
         wires.append(Wire(edge, path, label))
@@ -288,5 +288,5 @@ def _wires(
 
 
 def port(part: Part) -> float:
-    """Where edges from `part` enter a box: a share of its height below the middle (mlp above it)."""
+    """Where edges from `part` enter a box, as a share of its height below the middle (negative, so above, for mlp)."""
     return {Part.MLP: -PORT, Part.RES: 0.0, Part.ATT: PORT}[part]

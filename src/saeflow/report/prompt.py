@@ -1,11 +1,11 @@
-"""The graph of a prompt as a page, and in the formats of other tools. No torch.
+"""A prompt graph as a page, and in the formats of other tools. No torch.
 
-The figure is that of flow graphs: the width of an edge by its effect, dashes where matching did not name it, errors
-under the features of their site, logits as a last layer.
+The figure is drawn like a flow graph: the width of an edge shows its effect, edges that matching did not name are
+dashed, errors are below the features of their site, and logits form a last layer.
 
 circuit-tracer's JSON is that of an attribution graph (schema version 1): columns are tokens, the weight of a link is
-the effect, supernodes and pins are those of the graph. It knows one kind of feature and one error a layer and token:
-here each layer has up to three (attention, MLP, stream), told apart by the numbers of `feature_number`.
+the effect, and supernodes and pins are those of the graph. The format has one kind of feature and one error per layer
+and token; here each layer has up to three (attention, MLP, residual stream), distinguished by their feature numbers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _LINKS: Final = {
     "logit": "onto the logit",
 }
 _LAST: Final = 1 << 32
-"""Above the index of every feature."""
+"""Added to the indices of errors, so that they lie above every feature index."""
 
 
 class _NodeRow(Protocol):
@@ -88,7 +88,7 @@ def _edge_rows(edges: pd.DataFrame) -> Iterator[_EdgeRow]:
 
 
 def prompt_page(graph: PromptGraph, words: Words = no_words) -> Page:
-    """The page of a prompt's graph: figure, outputs, edges, nodes, and what was not followed."""
+    """The page of a prompt graph: figure, logits, edges, nodes, and notes on what was measured and left out."""
     drawn = flow_graph(graph, words)
     blocks: list[Block] = [] if drawn is None else [GraphFigure(*drawn)]
     blocks += [_outputs(graph), _edges(graph, words), _nodes(graph, words)]
@@ -147,7 +147,7 @@ def _edges(graph: PromptGraph, words: Words) -> Table:
     places = {node: -place for place, node in enumerate(graph.nodes["node"])}
 
     def upwards(column: pd.Series) -> pd.Series:
-        return column.map(places)  # from the output down, as a reader follows it
+        return column.map(places)  # from the output downwards, as one reads the graph
 
     rows: list[BlockRow] = []
     last = ""
@@ -180,7 +180,7 @@ def _number(value: Any) -> str:
 
 
 def _spelled(graph: PromptGraph, node: str) -> str:
-    """A node's id; of a logit its token."""
+    """A node's id; for a logit, its token."""
     if not node.startswith("logit/"):
         return node
     return visible(str(graph.nodes.set_index("node").loc[node, "token"]))
@@ -199,7 +199,7 @@ def _words(node: str, words: Words) -> str:
 
 @dataclass(frozen=True, slots=True, init=False)
 class _Key(FeatureId):
-    """Where a node of a prompt's graph stands in the figure, spelled as the node is."""
+    """The position of a prompt graph's node in the figure, written as the node's own id."""
 
     spelled: str
 
@@ -213,25 +213,25 @@ class _Key(FeatureId):
 
 @dataclass(frozen=True, slots=True)
 class _PromptWords:
-    """Words of the nodes of a figure: those of a feature, the token of a logit, the share of an error."""
+    """Words for the nodes of a figure: a feature's words, a logit's token, an error's share."""
 
     known: Mapping[FeatureId, FeatureWords | None]
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
         return self.known.get(feature)
 
-    def site(self, site: Site) -> list[FeatureWords | None]:  # noqa: ARG002  (a figure asks for nodes alone)
+    def site(self, site: Site) -> list[FeatureWords | None]:  # noqa: ARG002  (a figure looks up single nodes only)
         return []
 
 
 def flow_graph(graph: PromptGraph, words: Words = no_words) -> tuple[FlowGraph, Words] | None:
-    """All nodes as flow graphs are drawn, logits as a last layer, and their words; None where there is nothing to join.
+    """A flow graph of all nodes, with logits as a last layer, and the nodes' words; None for a graph without edges.
 
-    The id of a node has its token where several were traced.
+    Node ids include the token position if several tokens were traced.
     """
     if not len(graph.edges):
         return None
-    # 1. every node at its place, errors after the features of their site, with what was measured of it
+    # 1. every node with its measurements, errors after the features of their site
     output = int(graph.nodes["layer"].max()) + 1
     keys: dict[str, _Key] = {}
     nodes: list[Node] = []
@@ -257,7 +257,7 @@ def flow_graph(graph: PromptGraph, words: Words = no_words) -> tuple[FlowGraph, 
         )
         keys[row.node], known[key] = key, label
         nodes.append(MeasuredNode(key, kind=row.kind, said=said))
-    # 2. edges, and a ring around the parent that the target loses most with
+    # 2. edges, and as the seed, which gets a ring, the parent with the largest effect on the target
     edges = [
         MeasuredEdge(
             keys[edge.parent],
@@ -290,7 +290,7 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
         if row.kind == "logit":
             number = int(row.node.removeprefix("logit/").partition("@")[0].partition("-")[0])
             layer, kind, chance = str(last + 1), "logit", 0.0 if pd.isna(row.share) else float(row.share)
-            if pd.isna(row.share):  # a difference, whose first token may be a logit of its own
+            if pd.isna(row.share):  # a difference, whose first token may also be a logit node
                 number = -len(COLUMNS) - 1 - number
             name = f"{layer}_{number}_{row.position}"
             js, label = f"L_{number}-{row.position}", f'Output "{visible(row.token)}" (p={chance:.3f})'
@@ -354,7 +354,7 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
 
 
 def _strongest(graph: PromptGraph) -> list[str]:
-    """The nodes that a viewer's subgraph starts with: from the target down, always along the strongest edge left."""
+    """The nodes of the viewer's initial subgraph, grown from the target, always along the strongest remaining edge."""
     found: dict[str, None] = {graph.target: None}
     edges = graph.edges.assign(strength=graph.edges["effect"].abs()).sort_values("strength", ascending=False)
     while len(found) <= PINNED:
@@ -366,17 +366,17 @@ def _strongest(graph: PromptGraph) -> list[str]:
 
 
 def _named(edge: _EdgeRow) -> bool | None:
-    """Whether matching names an edge's parent; None where it looks for none."""
+    """Whether matching names an edge's parent; None for edges that matching does not cover."""
     return not pd.isna(edge.rank) if edge.link == "stream" and _feature(edge.parent) is not None else None
 
 
 def export_prompt(graph: PromptGraph, to: str, words: Words = no_words) -> bytes:
-    """`graph` as a file of the format `to`: those of flow graphs (`saeflow.report.exports`).
+    """The bytes of `graph` in the format `to`, one of the formats of flow graphs (`saeflow.report.exports`).
 
-    JSON is what `PromptGraph.from_json` reads back; pictures are the figure of the page.
+    `PromptGraph.from_json` reads the JSON back; pictures are the figure of the page.
 
     Raises:
-        InvalidArgument: for another format, and a picture of a graph without edges.
+        InvalidArgument: for an unknown format, or a picture of a graph without edges.
     """
     format_named(to)
     if to == "html":

@@ -1,4 +1,4 @@
-"""The one way from a graph to something to read: `render(graph, to=...)`, and what a notebook shows of it."""
+"""The single entry point for showing a graph: `render(graph, to=...)`, and its display in a notebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saeflow.report.html import page_html
 from saeflow.report.views import graph_page
 
 HEIGHT: Final = 640
-"""Pixels of a frame: the figure of a graph with one match a site, and the head of its page."""
+"""Height of a frame in pixels: enough for the figure of a graph with one match per site, and the head of its page."""
 
 
 @overload
@@ -39,20 +39,20 @@ def render(
     width: int | None = None,
     colour: bool = False,
 ) -> str | bytes:
-    """`thing` as text for a terminal, or in any format of `saeflow graph -o`: bytes of "png", text of all others.
+    """`thing` as text for a terminal, or in any format of `saeflow graph -o`: bytes for "png", a string for all others.
 
     Formats are text, html, json, graphml, svg, png, dot, mermaid, circuit-tracer. `width` (the terminal's by default)
-    and `colour` (ANSI, off by default) matter to text only. A page of other blocks has text and HTML; its figures and
-    data come from the results it was made of.
+    and `colour` (ANSI, off by default) apply to text only. A `Page` can only become text or HTML; for its figures and
+    data, use the results that it was made from.
 
     Raises:
-        InvalidArgument: for a target that does not exist, or that a page does not have.
+        InvalidArgument: for an unknown format, or one that a page does not have.
     """
     if to in {"text", "html"}:
         page = graph_page(thing, words) if isinstance(thing, FlowGraph) else thing
         if to == "html":
             return page_html(page)
-        from saeflow.report.text import page_text  # the terminal alone needs rich
+        from saeflow.report.text import page_text  # only the terminal needs rich
 
         return page_text(page, width=width, colour=colour)
     known = ("text", *FORMATS) if isinstance(thing, FlowGraph) else ("text", "html")
@@ -65,16 +65,16 @@ def render(
 
 
 def graph_html(graph: FlowGraph) -> str:
-    """The page of a graph, with the words of its release that are on this machine; never asks the network."""
+    """The page of a graph, with the words of its release found on this machine; never uses the network."""
     words: Words = no_words
     if graph.release:
-        with suppress(SaeflowError):  # words that cannot be read are no reason to show no graph
+        with suppress(SaeflowError):  # show the graph even if its words cannot be read
             words = words_for(graph.release)
     return render(graph, to="html", words=words)
 
 
 def framed(page: str, *, title: str, height: int = HEIGHT) -> str:
-    """A page as an element to stand in another: its scripts run, but can reach neither that page nor the network."""
+    """A page as an `iframe` for another page: its scripts run, but can reach neither that page nor the network."""
     return (
         f'<iframe title="{escape(title)}" srcdoc="{escape(page)}" sandbox="allow-scripts" width="100%" '
         f'height="{height}" frameborder="0"></iframe>'

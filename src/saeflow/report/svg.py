@@ -1,8 +1,7 @@
 """A laid-out flow graph as SVG: inside a page, or on its own for a README or a paper.
 
-Colours are presentation attributes: any SVG reader shows them; static/figure.css, where a
-browser reads it, overrides them in the dark. Every string is escaped, and goes into text nodes and
-attributes only.
+Colours are presentation attributes, which any SVG viewer shows; in a browser, static/figure.css overrides them in dark
+mode. Every string is escaped, and is used in text nodes and attributes only.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from saeflow.report.tokens import headline, one_line
 from saeflow.report.views import SILENT, facts, p_text, score_text
 
 INK, MUTED, PAPER, BAND, WIRE = "#22201c", "#6a655b", "#fffefb", "#f4f1e9", "#5c574d"
-# Blue, amber, vermilion and grey stay apart for readers who see few colours; letters A-D say it again.
+# Blue, amber, vermilion and grey remain distinct for colour-blind readers; the letters A-D repeat the case.
 TONES = {"translated": "#2a66a8", "processed": "#946900", "newborn": "#bf4318", "unexplained": "#77726a"}
 MODULE = "#17786a"
 KINDS = {
@@ -49,14 +48,14 @@ KINDS = {
     "error": ("#77726a", "what an SAE leaves unexplained"),
     "logit": ("#946900", "logit"),
 }
-"""Colours and names of the nodes of a prompt's graph."""
+"""Colours and names of the kinds of nodes in a prompt graph."""
 
 FACE = "Helvetica, Arial, sans-serif"
-_LEGEND_HEIGHT = 64.0  # on a figure wide enough for one line of keys
+_LEGEND_HEIGHT = 64.0  # for a figure wide enough to fit the keys on one line
 
 
 def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
-    """`graph` as an SVG document of its own, with a legend; light or dark as its reader prefers."""
+    """`graph` as a standalone SVG document with a legend, light or dark as its reader prefers."""
     layout = lay_out(graph, words)
     style = static("figure.css")
     label = escape("What happened at a token" if graph.measured else f"Feature flow of {graph.seed}")
@@ -71,7 +70,7 @@ def graph_svg(graph: FlowGraph, words: Words = no_words) -> str:
 
 
 def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
-    """`graph` as an element for a page that brings figure.css and a legend of its own."""
+    """`graph` as an element for a page that has figure.css and its own legend."""
     layout = lay_out(graph, words)
     name = "What happened at a token" if graph.measured else f"Feature flow of {graph.seed}"
     label = escape(f"{name}, {len(graph.nodes)} {'nodes' if graph.measured else 'features'}")
@@ -83,7 +82,7 @@ def figure_svg(graph: FlowGraph, words: Words = no_words) -> str:
 
 
 def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
-    """The figure's groups: bands, edges, nodes and lane names, in the order they are painted."""
+    """The contents of the figure in painting order: bands, edges, stubs, nodes, scores and lane names."""
     empty = [lane for lane in layout.lanes if lane.empty and lane.part is not Part.RES]
     return _tag(
         "g",
@@ -99,7 +98,7 @@ def draw(graph: FlowGraph, words: Words, layout: Layout) -> str:
 
 
 def strength(edge: Edge) -> float:
-    """What the width of an edge stands for: its effect where it was measured, else its cosine."""
+    """What the width of an edge shows: its absolute effect if it was measured, else its cosine."""
     return abs(edge.effect) if isinstance(edge, MeasuredEdge) else edge.score
 
 
@@ -109,12 +108,12 @@ def wire_width(score: float) -> float:
 
 
 def wire_opacity(score: float) -> float:
-    """How dark an edge is drawn, by its score."""
+    """The opacity of an edge, which grows with its score."""
     return 0.25 + 0.6 * min(max(score, 0.0), 1.0)
 
 
 def tone_of(box: NodeBox) -> tuple[str, str]:
-    """The class and the colour of a node: its case, `module` for a module's feature; its kind where it was measured."""
+    """A node's CSS class and colour: by its case, `module` for module features, by its kind in a prompt graph."""
     node = box.node
     if isinstance(node, MeasuredNode):
         kind = node.kind if node.kind != "feature" else "stream" if node.feature.part is Part.RES else "module"
@@ -126,7 +125,7 @@ def tone_of(box: NodeBox) -> tuple[str, str]:
 
 
 def _tag(name: str, *inner: str, text: str = "", **attributes: str | float) -> str:
-    """An element: attributes and `text` escaped, `inner` elements as they are, `stroke_width` with a hyphen."""
+    """An element with escaped attributes and `text`, and unescaped `inner`; `stroke_width` becomes `stroke-width`."""
     said = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(f"{v:.4g}" if abs(v) < 10 else f"{v:.1f}")}"'
         if isinstance(v, int | float)
@@ -137,14 +136,14 @@ def _tag(name: str, *inner: str, text: str = "", **attributes: str | float) -> s
 
 
 def _text(x: float, y: float, text: str, kind: str, **more: str | float) -> str:
-    """A line of text; its first class is `ink` or `muted`, and gives its colour."""
+    """A line of text; the first class in `kind`, `ink` or `muted`, sets its colour."""
     fill = INK if kind.startswith("ink") else MUTED
     base: dict[str, Any] = {"x": x, "y": y, "font_size": 10.5, "fill": fill}
     return _tag("text", text=text, class_=kind, **(base | more))
 
 
 def _band(graph: FlowGraph, band: Band, height: float) -> str:
-    """A layer with its name at the top, over all three of its parts."""
+    """A layer's band across all three lanes, with the layer's name at the top."""
     ground = _tag("rect", class_="band", x=band.x, y=0, width=band.width, height=height, rx=6, fill=BAND)
     middle = band.x + band.width / 2
     name = _text(middle, 17, graph.layer_name(band.layer), "muted layer-name", text_anchor="middle", font_size=11.5)
@@ -152,7 +151,7 @@ def _band(graph: FlowGraph, band: Band, height: float) -> str:
 
 
 def _lane_name(lane: Lane) -> str:
-    """The name of a lane on a ground of its own, which a page keeps at the left while the rest scrolls."""
+    """The name of a lane on its own background, which a page keeps at the left while the rest scrolls."""
     ground = _tag("rect", class_="paper", x=0, y=lane.y, width=GUTTER - 4, height=lane.height, fill=PAPER)
     x, y = GUTTER / 2 - 2, lane.y + (lane.height + LANE_HEAD - LANE_FOOT) / 2 + 4
     return ground + _text(x, y, lane.part.value, "muted lane-name", text_anchor="middle", font_size=12)
@@ -294,7 +293,7 @@ def _inscription(box: NodeBox, words: Words, *, dead: bool) -> Iterable[str]:
         yield _tag("text", text=case, class_="letter", x=box.right - 8, y=y, font_size=11, **letter)
     for i, line in enumerate(box.lines):
         yield _text(x, y + (i + 1) * LINE, line, "ink words", font_size=TEXT_SIZE)
-    # From afar a page shows this in the box of all other words: lane and column say the rest of the id.
+    # When zoomed out, a page shows this instead of the other text in the box: lane and band give the rest of the id.
     middle: dict[str, Any] = {"text_anchor": "middle", "font_size": 27, "display": "none"}
     other = isinstance(box.node, MeasuredNode) and box.node.kind != "feature"
     brief = headline(words.get(box.node.feature)).split(" ")[0] if other else str(box.node.feature.index)
@@ -302,7 +301,7 @@ def _inscription(box: NodeBox, words: Words, *, dead: bool) -> Iterable[str]:
 
 
 def _joint(x: float, y: float) -> str:
-    """The mark of a linear circuit, where the module's edge enters the box."""
+    """The mark of a linear circuit, at the point where the module's edge enters the box."""
     line: dict[str, Any] = {"stroke": "currentColor", "stroke_width": 1.5}
     disc = _tag("circle", class_="paper", cx=x, cy=y, r=6, fill=PAPER, **line)
     plus = _tag("path", d=f"M{x - 3.2:.1f} {y:.1f}h6.4M{x:.1f} {y - 3.2:.1f}v6.4", **line)
@@ -310,7 +309,7 @@ def _joint(x: float, y: float) -> str:
 
 
 def _legend(graph: FlowGraph, words: Words, layout: Layout) -> str:
-    """Lines under the figure: what the colours and marks mean, and what was asked."""
+    """Lines under the figure: the meaning of its colours and marks, then the facts of the graph."""
     y, x = layout.height + 22.0, 12.0
     parts: list[str] = []
     cases = [(f"case-{c.value}", TONES[c.value], f"{c.case} {c.value}") for c in Evolution]

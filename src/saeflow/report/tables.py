@@ -1,4 +1,4 @@
-"""Tables of the command line as plain rows: the same rows become text or JSON. No torch."""
+"""The tables of the command line as plain rows, which become either text or JSON. No torch."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ GAP = 2  # characters between two columns
 
 
 def best_summary(table: MatchTable) -> Row:
-    """How well the features of `table.source` are matched; see `score_summary`."""
+    """Summarise how well the features of `table.source` are matched; see `score_summary`."""
     return score_summary(table.score[:, 0])
 
 
 def score_summary(best: Float32[np.ndarray, " n_source"]) -> Row:
-    """How many features have no match, and of the others the mean best score and the shares above 0.5 and 0.7.
+    """The number of features without a match, and for the others the mean best score and the shares above 0.5 and 0.7.
 
-    A feature has none when it has no direction (a decoder row of zeros), or no partner under a one-to-one method.
+    A feature has no match if it has no direction (a decoder row of zeros), or no partner under a one-to-one method.
     """
     none = int(np.isneginf(best).sum())
     best = best[~np.isneginf(best)]
@@ -47,9 +47,9 @@ def score_summary(best: Float32[np.ndarray, " n_source"]) -> Row:
 
 
 def match_rows(table: MatchTable, limit: int, back: MatchTable | None = None) -> tuple[Row, list[Row]]:
-    """(summary, the `limit` best matched features with all their matches).
+    """Return (summary, one row for each of the `limit` best matched features, with all its matches).
 
-    With `back`, the table of the opposite direction, mutual best matches are counted and marked.
+    If `back`, the table of the opposite direction, is given, mutual best matches are counted and marked.
     """
     summary: Row = {
         "source": str(table.source),
@@ -79,7 +79,7 @@ def match_rows(table: MatchTable, limit: int, back: MatchTable | None = None) ->
 
 
 def atlas_rows(atlas: Atlas) -> tuple[Row, list[Row]]:
-    """(summary, one row for each table)."""
+    """Return (summary, one row per table)."""
     summary: Row = {
         "release": atlas.release,
         "model": atlas.model,
@@ -97,13 +97,13 @@ def atlas_rows(atlas: Atlas) -> tuple[Row, list[Row]]:
 
 
 def calibration_rows(atlas: Atlas, fdr: float = 0.01) -> list[Row]:
-    """What calibration says of each ordered pair with a null, a row each, in order of computation.
+    """One row per ordered pair of sites with a null: its calibrated threshold, by direction, part and layer.
 
-    `layer` is that of the residual feature, `part` that of its predecessor, `direction` "backward" where matches
-    are looked for from the residual feature and "forward" where from the predecessor. `threshold` is the
-    calibrated cut, `null q50` and `null q99` are quantiles of best scores by chance, `kept` is the share of
-    features whose best match reaches the cut, `kept plain` the share that reaches the plain one: 0.5 for the
-    residual stream, 0.15 for modules (B.2). A threshold of 1.0 says that no match of the pair is significant.
+    `layer` is the layer of the residual feature and `part` the part of its predecessor. `direction` is "backward" if
+    matches are looked for from the residual feature, and "forward" if from the predecessor. `threshold` is the
+    calibrated cut, `null q50` and `null q99` are quantiles of the best scores by chance, `kept` is the share of
+    features whose best match reaches the cut, and `kept plain` the share that reaches the default threshold: 0.5 for
+    the residual stream, 0.15 for modules (B.2). A threshold of 1.0 means that no match of the pair is significant.
 
     Raises:
         InvalidArgument: when the atlas has no nulls, or `fdr` is not between 0 and 1.
@@ -132,7 +132,7 @@ def calibration_rows(atlas: Atlas, fdr: float = 0.01) -> list[Row]:
 
 @runtime_checkable
 class _Described(Protocol):
-    """What of a dictionary is listed; none of it reads a tensor."""
+    """The properties of a dictionary that are listed; none of them reads a tensor."""
 
     @property
     def n_features(self) -> int: ...
@@ -161,9 +161,9 @@ class _Release(Protocol):
 def release_rows(
     dictionaries: _Release, quality: Mapping[str, Mapping[str, Any]] | None = None
 ) -> tuple[Row, list[Row], list[Row]]:
-    """(summary, one row for each site of a release, one for each part without a place). Fetches nothing from a hub.
+    """Return (summary, one row per site of a release, one row per dictionary left out). Fetches nothing from a hub.
 
-    A site that does not open says why in its row. `quality` adds columns, by site.
+    If the dictionary of a site cannot be opened, its row says why. `quality` adds columns, by site.
     """
     rows: list[Row] = []
     for site in dictionaries.sites:
@@ -179,14 +179,14 @@ def release_rows(
             else:
                 row |= {"features": found.n_features, "width": found.d_in, "file": found.origin}
         measured = (quality or {}).get(str(site), {})
-        # the file last: it may be long
+        # the file comes last because its name may be long
         rows.append({**{key: row[key] for key in ("site", "features", "width")}, **measured, "file": row["file"]})
     left_out = [{"left out": name, "why": why} for name, why in dictionaries.left_out.items()]
     return {"release": dictionaries.name, "model": dictionaries.model, "sites": len(rows)}, rows, left_out
 
 
 def pick_rows(picks: Sequence[Any]) -> list[Row]:
-    """Features chosen for a first look."""
+    """One row per feature picked as worth a first look."""
 
     def row(graph: FlowGraph, label: str) -> Row:
         circuits = ", ".join(str(node.feature.layer) for node in graph.circuits if node.feature.part is Part.RES)
@@ -197,7 +197,7 @@ def pick_rows(picks: Sequence[Any]) -> list[Row]:
 
 
 def quality_rows(measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    """The demo pack's measurement as titled tables."""
+    """The quality measurements of the demo pack, as titled tables."""
     domains = [{"domain": name, **row} for name, row in measured["model"]["domains"].items()]
     saes = [{"site": name, **row} for name, row in measured["saes"].items()]
     flow = [{"match": name, **row} for name, row in measured["flow"].items()]
@@ -210,10 +210,10 @@ def quality_rows(measured: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
 
 
 def as_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table for the terminal: numbers to the right, nothing cut off, no name folded.
+    """Rows as a table for the terminal: numbers are right-aligned, nothing is cut off, and no word is broken.
 
-    A table is as wide as the terminal, and wider where a word would not stay whole. Into a pipe or a file, where
-    COLUMNS does not say otherwise, each row is one line.
+    The table is as wide as the terminal, or wider if a word would otherwise be broken. In a pipe or a file, unless
+    COLUMNS is set, each row is one line.
     """
     if not rows:
         return f"{title}\nThere is nothing to list.".lstrip()
@@ -236,7 +236,7 @@ def as_text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _widths(cells: Mapping[str, Sequence[str]], room: int) -> list[int]:
-    """Widths of columns that keep every word whole; what is left of `room` unfolds those that need least first."""
+    """Column widths that keep every word whole; spare `room` goes first to the columns that need least to unfold."""
     texts = [(column, *values) for column, values in cells.items()]
     widths = [max(cell_len(word) for text in column for word in (text.split() or [""])) for column in texts]
     needs = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
@@ -255,7 +255,7 @@ def _cell(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`95 s`, `12 min`, `3.2 h`, `4.1 days`."""
+    """A duration as text: `95 s`, `12 min`, `3.2 h`, `4.1 days`."""
     for size, unit in ((86_400, "days"), (3600, "h")):
         if seconds >= 5 / 3 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,7 +1,7 @@
 """Blocks as text for a terminal.
 
-Words give way to the width of the terminal; ids and numbers never do. A terminal too narrow for the
-ids gets lines longer than itself instead of ids cut short.
+Words are shortened to fit the width of the terminal; ids and numbers never are. In a terminal too narrow for the ids,
+lines are longer than the terminal is wide.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rich.text import Text
 
 from saeflow.report.blocks import ColumnRole, GraphFigure, Notes, Page, Table
 
-_PAD = 2  # columns stand two blanks apart: one of padding, one drawn by the box
-_MIN_WORDS = 16  # a column of words narrower than this says too little
+_PAD = 2  # two spaces between columns: one of padding, one drawn by the box
+_MIN_WORDS = 16  # a column of words narrower than this is of little use
 _MAX_WORDS = 64
 _TONES = {"translated": "blue", "processed": "yellow", "newborn": "red", "unexplained": "bright_black"}
 _RULED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
 
 def page_text(page: Page, *, width: int | None = None, colour: bool = False) -> str:
-    """The page as lines of at most `width` columns, where ids and numbers leave room for that.
+    """The page as lines of at most `width` columns, unless ids and numbers need more.
 
-    `width` None takes the terminal's. `colour` adds ANSI colours; without it the text is plain.
+    If `width` is None, the terminal's width is used. `colour` adds ANSI colours; otherwise the text is plain.
     """
     room = shutil.get_terminal_size((100, 24)).columns if width is None else width
     out = io.StringIO()
@@ -72,7 +72,7 @@ def page_text(page: Page, *, width: int | None = None, colour: bool = False) -> 
 
 
 def _choose(table: Table, room: int) -> Table:
-    """The wide form where each column of words has room to say something, else the narrow one."""
+    """The wide form if each column of words gets enough room to be useful, else the narrow one."""
     if table.narrow is None:
         return table
     return table if _least_width(table, room, wide=True) <= room else table.narrow
@@ -101,11 +101,11 @@ def _gaps(table: Table) -> int:
 
 
 def _widths(table: Table, room: int) -> list[int]:
-    """Widths of columns: what they need, with the columns of words sharing what is left."""
+    """Column widths: what each needs, except that the columns of words share what is left of `room`."""
     widths = _needs(table)
     words = [i for i, column in enumerate(table.columns) if column.role is ColumnRole.WORDS]
     left = room - _gaps(table) - sum(w for i, w in enumerate(widths) if i not in words)
-    # Narrowest needs first: the others share what one column leaves.
+    # Columns with the smallest need first, so that the others share what they leave.
     for done, i in enumerate(sorted(words, key=lambda i: widths[i])):
         share = max(5, left // (len(words) - done))
         widths[i] = min(widths[i], share, _MAX_WORDS)

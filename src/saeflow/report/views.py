@@ -1,8 +1,8 @@
 """Domain objects as blocks. A flow graph becomes the table of appendix E (table 5), a picture and notes.
 
-The table has one row per residual feature, with the module features that write into it in further columns; where
-there is little room, module features take rows of their own. With k > 1 several features share a
-layer: each has its row, and a second table lists the residual edges.
+The table has one row per residual feature, with the module features that write into it in further columns; its narrow
+form gives module features separate rows. With k > 1, several features can share a layer: each has its own row, and a
+second table lists the residual edges.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def facts(graph: FlowGraph) -> tuple[tuple[str, str], ...]:
         ends = f"layers {first} to {last}" if not graph.steps else f"{graph.steps[first]} to {graph.steps[last]}"
         pairs.append(("span", graph.layer_name(first) if first == last else ends))
     pairs.append(("thresholds", threshold_text(graph.thresholds)))
-    mutual = [edge.mutual for edge in graph.edges if edge.mutual is not None]  # none where one direction was matched
+    mutual = [edge.mutual for edge in graph.edges if edge.mutual is not None]  # empty if only one direction was matched
     edges = f"{len(graph.edges)}" + (f", {sum(mutual)} of them mutual best matches" if mutual else "")
     pairs += [("features", counts or "none"), ("edges", edges)]
     return tuple(pairs)
 
 
 def threshold_text(thresholds: Thresholds) -> str:
-    """`t(R) = 0.5, t(M) = 0.15, t(A) = 0.15; high from 0.5`, or the ranges over layers where calibrated."""
+    """`t(R) = 0.5, t(M) = 0.15, t(A) = 0.15; high from 0.5`, or the ranges over layers for calibrated thresholds."""
     if thresholds.fdr is None:
         plain = [f"t({k}) = {thresholds.of(part):g}" for k, part in _NAMED]
         return f"{', '.join(plain)}; high from {thresholds.high:g}"
@@ -72,17 +72,17 @@ def threshold_text(thresholds: Thresholds) -> str:
 
 
 def _cut_text(cut: float | None) -> str:
-    """A calibrated cut; "none" for 1, where no match of the pair of sites is significant."""
+    """A calibrated cut as text; "none" for 1, where no match of the pair of sites is significant."""
     return "none" if cut is not None and cut >= 1.0 else score_text(cut)
 
 
 def p_text(p: float | None) -> str:
-    """A p-value with two digits that count, a dash where there is none."""
+    """A p-value with two significant digits; a dash for None."""
     return NONE if p is None else f"{p:.2g}"
 
 
 def threshold_table(thresholds: Thresholds) -> Table:
-    """The calibrated thresholds, one row per layer: the cut of matches looked for backward, and forward."""
+    """The calibrated thresholds, one row per layer: for each part, the cuts of the backward and the forward matches."""
     columns = [Column("layer", ColumnRole.NUMBER)]
     for k in "RMA":
         columns += [Column(f"t({k})", ColumnRole.NUMBER), Column("forward", ColumnRole.NUMBER)]
@@ -94,14 +94,14 @@ def threshold_table(thresholds: Thresholds) -> Table:
 
 
 def score_text(score: float | None) -> str:
-    """A score with two digits, a dash where there is none."""
+    """A score with two decimals; a dash for None or NaN."""
     if score is None or math.isnan(score):
         return NONE
     return f"{score:.2f}".replace("-0.00", "0.00")
 
 
 def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
-    """One row per residual feature with its modules; `narrow` has one row per feature."""
+    """A table with one row per residual feature and its module features; `narrow` has one row per feature."""
 
     def mark(feature: FeatureId, *, joins: bool = False, by_chance: bool = False) -> str:
         seed, dead = SEED if feature == graph.seed else "", SILENT if silent(words, feature) else ""
@@ -128,7 +128,7 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
             else:
                 cells += [""] * 7
             for module in modules:
-                # 2. what its modules write: in further columns, and in rows of their own
+                # 2. its module features: in further columns of the wide table, in separate rows of the narrow one
                 if not isinstance(module, Edge | FeatureId):
                     cells += [""] * 4
                     continue
@@ -156,7 +156,7 @@ def flow_table(graph: FlowGraph, words: Words = no_words) -> Table:
 
 
 def edge_table(graph: FlowGraph) -> Table:
-    """Every residual edge with its score and which match it is; with p-values, every edge."""
+    """Every residual edge with its score and the rank of its match; if the graph has p-values, every edge."""
     columns = (
         Column("from", ColumnRole.ID),
         Column("to", ColumnRole.ID),
@@ -181,12 +181,12 @@ def edge_table(graph: FlowGraph) -> Table:
     return Table("Edges: which feature continues which", (*columns, Column("p", ColumnRole.NUMBER)), rows)
 
 
-# A residual feature, and one edge (or a module feature alone) for each module lane.
+# A cell of a module lane: an edge into the residual feature of the row, a module feature without one, or nothing.
 _Cell = Edge | FeatureId | None
 
 
 def _entries(graph: FlowGraph, layer: int, lanes: Sequence[Part]) -> Iterable[tuple[Node | _Cell | None, ...]]:
-    """Rows of a layer: each residual feature with its module parents, then modules that write into none."""
+    """The rows of a layer: each residual feature with its module parents, then module features without an edge here."""
     nodes = [node for node in graph.nodes if node.feature.layer == layer]
     shown: set[FeatureId] = set()
     for node in nodes:
@@ -202,7 +202,7 @@ def _entries(graph: FlowGraph, layer: int, lanes: Sequence[Part]) -> Iterable[tu
 
 
 def _without_empty(table: Table) -> Table:
-    """`table` without columns of marks in which nothing is marked."""
+    """`table` without the mark columns that are empty."""
     keep = [
         i
         for i, column in enumerate(table.columns)
@@ -221,7 +221,7 @@ _SHARED_ENDS = {
 
 
 def _end_sentences(ends: Sequence[End]) -> Iterable[str]:
-    """Every end's sentence; ends that all say the same in one, which names their features."""
+    """The sentence of each end; ends that share a reason are merged into one sentence that names their features."""
     for reason, sentence in _SHARED_ENDS.items():
         alike = [end for end in ends if end.reason is reason]
         if len(alike) > 1:
@@ -258,7 +258,7 @@ def _marks(graph: FlowGraph, words: Words) -> Iterable[str]:
 
 
 def _shows_edges(graph: FlowGraph) -> bool:
-    """Whether the page lists edges: where the table of features does not say all of them, or there are p-values."""
+    """Whether the page lists edges: if the feature table does not show all of them, or if there are p-values."""
     sites = [node.feature.site for node in graph.nodes]
     return graph.thresholds.fdr is not None or len(set(sites)) < len(sites)
 
@@ -271,7 +271,7 @@ _CARD_CONTEXTS = 3
 
 
 def _card(words: FeatureWords) -> dict[str, Any]:
-    """Words as a card in a graph needs them: of a large graph all passages would be a megabyte."""
+    """The words that a card in a graph needs; all passages of a large graph would be a megabyte."""
     data = asdict(words)
     del data["spread"], data["near"]
     data["contexts"] = data["contexts"][:_CARD_CONTEXTS]
@@ -279,11 +279,11 @@ def _card(words: FeatureWords) -> dict[str, Any]:
 
 
 def graph_data(graph: FlowGraph, words: Words = no_words) -> dict[str, Any]:
-    """`graph.to_dict()` with what is known of each node under `words` (null where nothing is).
+    """`graph.to_dict()` with the words of each node under `words` (null if it has none).
 
-    `FlowGraph.from_json` reads the result, but for the figure of a prompt; it passes over the words. `silent` says
-    whether a node is dead by its words, null where nobody looked. `case` and `sentence` of a node say its case of
-    section 3.3 in the paper's letter and in a sentence.
+    `FlowGraph.from_json` reads the result and ignores the words; it cannot read the figure of a prompt graph. `silent`
+    says whether a node is dead according to its words, null if nobody looked. `case` and `sentence` give a node's case
+    of section 3.3, as the paper's letter and as a sentence.
     """
     data = graph.to_dict()
     for node, row in zip(graph.nodes, data["nodes"], strict=True):

@@ -1,10 +1,10 @@
-"""What each stage of a recipe costs: seconds, memory, disk and judge requests, from its sizes and measured speeds.
+"""Estimates what each stage of a recipe costs: seconds, memory, disk and judge requests, from sizes and speeds.
 
-`measure` takes a few seconds to say how fast this machine is.
+`measure` takes a few seconds to measure how fast this machine is.
 
-Seconds are those of one process. Two kinds of work are told apart: products, which go with the size of model and
-dictionaries, and small operations, of which there are as many in a small model. The constants are what runs on the demo
-pack and the benchmarks (docs/benchmarks.md) took; they are right within a factor of about two.
+Times are for one process. The estimate distinguishes two kinds of work: matrix products, which scale with the sizes of
+model and dictionaries, and small operations, whose number does not depend on them. The constants come from runs on the
+demo pack and from the benchmarks (docs/benchmarks.md); estimates are right within a factor of about two.
 """
 
 from __future__ import annotations
@@ -36,61 +36,61 @@ from saeflow.steering.sweep.inputs import find_themes
 from saeflow.steering.sweep.settings import NONE, ORDER, PROMPT, Grid
 
 ACTIVE: Final = 100.0
-"""Features active on a token where that cannot be counted: published releases are canonical near it."""
+"""Features active on a token, assumed if they cannot be counted; canonical SAEs of published releases are near it."""
 BOTH_WAYS: Final = 1.2
-"""Matching a pair in both directions, in products of its rows."""
+"""Cost of matching a pair of sites in both directions, as a multiple of the bare product of their rows."""
 ASSIGNMENT: Final = 7.0
-"""One-to-one assignment of a pair, in products of its rows."""
+"""Cost of the one-to-one assignment of a pair of sites, as a multiple of the bare product of their rows."""
 PEARSON_PAIR: Final = 9.5 / 1e5
-"""Seconds a token of correlating a pair of sites with 100 features active on each."""
+"""Seconds per token for correlating a pair of sites with 100 features active at each."""
 OPEN: Final = 3.0
-"""Seconds until model and dictionaries are open."""
+"""Seconds for opening the model and the dictionaries."""
 PAGE: Final = 12.0
-"""Seconds of tables, figures and page of a results folder."""
+"""Seconds for the tables, figures and page of a results folder."""
 ORIGIN: Final = 0.03
-"""Seconds of a text of origins beside products, for six layers."""
+"""Seconds per text in origins besides products, for six layers."""
 TARGET: Final = 0.012
-"""Seconds of a target of deactivation with seven strategies and nine r, beside products."""
+"""Seconds per target in deactivation besides products, with seven strategies and nine r."""
 TRIALS: Final = 13.0
-"""Different edits a target, with seven strategies and nine r."""
+"""Distinct edits per target in deactivation, with seven strategies and nine r."""
 WRITTEN: Final = 4.2e-4
-"""Seconds of a generated token of a large batch, beside products."""
+"""Seconds per generated token in a large batch, besides products."""
 CHOSEN: Final = 10.0
-"""Settings of a theme and direction that are measured again, random ones among them."""
+"""Settings per theme and direction that are measured again, including random ones."""
 MAPS: Final = 30
-"""Kinds of T of a pair."""
+"""Kinds of T per pair of sites."""
 BETWEEN: Final = 1.6
-"""Generating, and the loss of what was written, in forward passes of its tokens."""
+"""Cost of generating a text and computing its loss, in forward passes over its tokens."""
 
 READ: Final = 9.3e-9
-"""Seconds a value of decoder rows that are read for one graph."""
+"""Seconds per value of the decoder rows read for one graph."""
 BASE: Final = 7e8
-"""Bytes of the process beside model and dictionaries: libraries, rows, drawing."""
+"""Bytes of the process besides model and dictionaries: libraries, rows, drawing."""
 MANY_FIGURES: Final = 9e8
-"""What the page of a sweep takes besides: figures of every theme."""
+"""Additional bytes for the page of a sweep, which has figures for every theme."""
 MB: Final = 1e6
 
 
 PASS_TOKENS: Final = 128
-"""Tokens of the text that a pass is timed on: where experiments cut texts."""
+"""Tokens in the text on which a forward pass is timed; experiments cut texts at this length."""
 
 SMALL_PASS: Final = 0.018
-"""Seconds of a pass of the demo model where the constants of `costs` were measured: 2 cores of x86_64, one thread."""
+"""Seconds per pass of the demo model where these constants were measured: 2 cores of x86_64, one thread."""
 
 _TIMES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What was measured.
+    """The measured speeds of this machine.
 
     Attributes:
-        products: floating-point operations a second, in products of the model's shape.
-        small: how much slower than where the constants were measured this machine does small operations: a pass of
-            the demo model, which ships with saeflow.
-        passes: tokens a second of the model's own forward pass; None where it is not on this machine.
-        threads: it was measured with.
-        device: where.
+        products: floating-point operations per second, in matrix products of the model's width.
+        small: how many times longer small operations take here than where the constants were measured, judged by a
+            pass of the demo model, which ships with saeflow.
+        passes: tokens per second in the model's own forward pass; None if the model is not on this machine.
+        threads: the number of threads during the measurement.
+        device: the device that was measured.
     """
 
     products: float
@@ -100,13 +100,13 @@ class Speeds:
     device: str
 
     def forward(self, flops: float) -> float:
-        """Seconds a token of a forward pass: as measured, or from the products where the model is not here."""
+        """Seconds per token of a forward pass: as measured, or estimated from `flops` if the model is not here."""
         return 1 / self.passes if self.passes else flops / self.products
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one stage: seconds of one process, bytes of memory and of disk, and requests to a judge."""
+    """The cost of one stage: seconds in one process, bytes of memory and of disk, and requests to a judge."""
 
     seconds: float
     memory: float
@@ -116,14 +116,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a recipe's stages cost here.
+    """The costs of a recipe's stages on this machine.
 
     Attributes:
         recipe: the recipe.
-        shape: of its model.
-        sizes: of every dictionary there is.
-        speeds: of this machine.
-        judge: of steered texts, as it is asked for; "" for the recipe's.
+        shape: the shape of its model.
+        sizes: the size of every dictionary.
+        speeds: the speeds of this machine.
+        judge: the requested judge of steered texts; "" for the recipe's.
         active: features active on a token.
     """
 
@@ -135,7 +135,7 @@ class Costs:
     active: float = ACTIVE
 
     def of(self, stage: PaperStage) -> Cost:
-        """What a stage costs when nothing of it is there."""
+        """The cost of a stage, if none of it has been done."""
         of_stage = {
             PaperStage.ATLAS: self._atlas,
             PaperStage.GRAPHS: self._graphs,
@@ -176,14 +176,14 @@ class Costs:
         size = DeactivationSize()
         texts = table.get("texts", size.texts) * self._n_datasets(PaperStage.DEACTIVATION)
         layers = self._layers(table, 1)
-        # in dictionaries with few active features a token has fewer targets than are asked for
+        # in dictionaries with few active features, a token has fewer targets than requested
         a_token = min(table.get("features", size.features), self.active)
         found = texts * table.get("tokens", size.tokens) * len(layers) * a_token
         length = table.get("max_length", size.max_length)
         # an edit recomputes one block at one token
         edits = found * TRIALS * self.shape.flops / self.shape.layers / self.speeds.products
         with_loss = table.get("loss", size.loss or 0) * 2 * len(table.get("r", size.r))
-        # the blocks that follow, on average half of them, for the tokens that follow
+        # a loss recomputes the later blocks for the later tokens: on average half of each, so a quarter of a pass
         losses = texts * with_loss * self._pass(length) / 4
         seconds = edits + losses + found * self._small(TARGET) + texts * self._pass(length)
         seconds += self._matching(layers, table.get("strategies", size.strategies)) + OPEN + self._small(PAGE)
@@ -215,7 +215,7 @@ class Costs:
                 samples = settings * grid.samples + CHOSEN * grid.confirm
                 texts += round(samples)
                 written += samples * task.max_new_tokens
-        # the demo model's own passes are in WRITTEN, which was measured on it
+        # WRITTEN was measured on the demo model and includes its passes, so these are subtracted
         own = max(0.0, self._pass(1) - self._small(SMALL_PASS) / PASS_TOKENS)
         seconds = written * (own * BETWEEN + self._small(WRITTEN)) + OPEN + self._small(2.5 * PAGE)
         judged = texts if (self.judge or table.get("judge", "offline")) == "llm" else 0
@@ -228,7 +228,7 @@ class Costs:
         seconds, most = tokens * self._pass(1) * (1 + 0.5 * len(layers)), 0.0
         for layer in layers:
             n, d = self._rows(Site(layer, Part.RES))
-            # two regressions of n features on d_model, T of every kind, and what each predicts
+            # two regressions of n features on d_model, and for every kind of T its construction and predictions
             seconds += (2 * n**3 / 3 + tokens * 2.0 * n * self.active + MAPS * 2.0 * n * n * d) / self.speeds.products
             most = max(most, 12.0 * n * n)
         lost = table.get("loss_texts", size.loss_texts) * self._n_datasets(PaperStage.TRANSITION) * len(layers)
@@ -236,7 +236,7 @@ class Costs:
         memory = self._memory(list(layers)) + min(most, table.get("memory", size.memory) * 2**30)
         return Cost(seconds + OPEN + self._small(2 * PAGE), memory, len(layers) * 4e6)
 
-    # --- what several stages need
+    # --- shared by several stages
 
     @property
     def _has_atlas(self) -> bool:
@@ -260,7 +260,7 @@ class Costs:
         return list(table.get("layers", there))
 
     def _around(self, layer: int) -> list[Site]:
-        """The sites of a layer's targets and their predecessors."""
+        """The residual site of a layer and the sites of its predecessors, as far as they have dictionaries."""
         site = Site(layer, Part.RES)
         return [one for one in (site, *site.predecessors) if one in self.sizes]
 
@@ -268,7 +268,7 @@ class Costs:
         return self.sizes[site].n_features, self.sizes[site].d_in
 
     def _products(self, pairs: Sequence[tuple[Site, Site]]) -> float:
-        """Seconds of the bare products of all pairs."""
+        """Seconds for the bare matrix products of all pairs."""
         flops = sum(
             2.0 * self.sizes[a].n_features * self.sizes[b].n_features * max(self.sizes[a].d_in, self.shape.d_model)
             for a, b in pairs
@@ -276,11 +276,11 @@ class Costs:
         return flops / self.speeds.products
 
     def _encoding(self, sites: Sequence[Site]) -> float:
-        """Seconds of encoding one token at each of some sites."""
+        """Seconds for encoding one token at each of the sites."""
         return sum(2.0 * math.prod(self._rows(site)) for site in set(sites)) / self.speeds.products
 
     def _matching(self, layers: Sequence[int], methods: Sequence[str]) -> float:
-        """Seconds of the tables beside cosine's, where no run has made them yet."""
+        """Seconds for the match tables of methods other than cosine, assuming that no earlier run has made them."""
         pairs = [
             (Site(layer, Part.RES), site)
             for layer in layers
@@ -298,13 +298,13 @@ class Costs:
         return seconds
 
     def _memory(self, layers: Sequence[int]) -> float:
-        """The model, and every dictionary that is read, in float32."""
+        """Bytes of the model and of every dictionary read at these layers, in float32, and of the process itself."""
         sites = {site for layer in layers for site in self._around(layer)}
         held = sum(8.0 * math.prod(self._rows(site)) for site in sites)
         return BASE + 4.0 * self.shape.parameters + held
 
     def _steered(self, starts: Any, table: Any) -> list[int]:
-        """Layers with a feature to change; without an atlas every layer."""
+        """The layers with a feature to steer; without an atlas, all layers."""
         if not self._has_atlas:
             return self._layers({}, 0)
         parts = tuple(Part(part) for part in table.get("parts", tuple(part.value for part in Part)))
@@ -316,21 +316,21 @@ class Costs:
 
 
 def measure(model: str, d_model: int, *, device: str = "cpu") -> Speeds:
-    """Time products of width `d_model`, the demo model, and the model itself where it is on this machine.
+    """Time products of width `d_model`, the demo model, and the model itself if it is on this machine.
 
-    Takes a few seconds, and what loading the model takes.
+    Takes a few seconds, plus the time to load the model.
 
     Args:
-        model: as its hub calls it, "demo", or a folder.
-        d_model: width of the stream, for the products.
+        model: the name of the model on its hub, "demo", or a folder.
+        d_model: width of the residual stream, for the products.
         device: where to compute.
 
     Raises:
-        BadFile: when the model that is here cannot be read.
+        BadFile: when the model is on this machine but cannot be read.
     """
     x, w = torch.randn(PASS_TOKENS, d_model, device=device), torch.randn(d_model, 4 * d_model, device=device)
     product = 2.0 * PASS_TOKENS * d_model * 4 * d_model
-    n = max(1, round(2e9 / product))  # long enough for the clock
+    n = max(1, round(2e9 / product))  # long enough to time reliably
 
     def products() -> None:
         for _ in range(n):
@@ -343,7 +343,7 @@ def measure(model: str, d_model: int, *, device: str = "cpu") -> Speeds:
 
 
 def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Sequence[str]) -> float:
-    """Features active on a token: the mean over tokens of some texts at the first, the middle and the last layer.
+    """The mean number of active features per token of some texts, at the first, the middle and the last layer.
 
     Raises:
         InvalidArgument: without a residual dictionary or a text.
@@ -356,20 +356,20 @@ def active_features(dictionaries: DictionarySet, model: LanguageModel, texts: Se
     for site in dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])):
         for text in texts:
             tokens = model.tokenize([text], max_length=PASS_TOKENS)
-            h = site_states(model, dictionaries, [site], tokens)[site][0, 1:]  # the first token has many of its own
+            h = site_states(model, dictionaries, [site], tokens)[site][0, 1:]  # the first token has many more
             counts += (dictionaries[site].encode(h) > 0).sum(-1).tolist()
     return statistics.fmean(counts)
 
 
 def _pass(model: LanguageModel) -> float:
-    """Seconds of a forward pass of one text, the vocabulary's product included."""
+    """Seconds for a forward pass over one text, including the unembedding."""
     ids = torch.arange(PASS_TOKENS) % (len(model.tokenizer) - 1)
     tokens = model.tokenize([str(model.tokenizer.decode(ids.tolist()))], max_length=PASS_TOKENS)
     return _median(lambda: model.loss(tokens), str(model.device))
 
 
 def _median(act: Callable[[], object], device: str) -> float:
-    """Of a few times, after one that warms up."""
+    """The median of a few timings in seconds, after one warm-up."""
     times: list[float] = []
     for _ in range(_TIMES + 1):
         began = time.perf_counter()

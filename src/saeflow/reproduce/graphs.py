@@ -1,8 +1,8 @@
-"""The graphs of a reproduction: those of the paper's features, or features worth a look; and table 5 node by node.
+"""The graphs of a reproduction: of the paper's features or of features worth a look, and table 5 node by node.
 
-OUT/graphs/NAME.json         a flow graph; NAME is its seed, as 24.res.14548
-OUT/graphs/NAME.html         the same as a page
-OUT/graphs/acceptance.json   a grown graph beside a published one
+OUT/graphs/NAME.json         a flow graph; NAME is its seed, such as 24.res.14548
+OUT/graphs/NAME.html         the same graph as a page
+OUT/graphs/acceptance.json   a grown graph compared with a published one
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from saeflow.sources.library import load_dictionaries
 
 ACCEPTANCE = "acceptance.json"
 WHOLE = Thresholds(res=0.0, mlp=0.25, att=0.25)
-"""Of the graphs of appendix E: through the whole depth, modules from 0.25 on."""
+"""The thresholds of the graphs in appendix E: through the whole depth, modules from 0.25."""
 
 
 def make_graphs(recipe: Recipe, out: Path, *, device: str = "cpu", only: frozenset[str] = frozenset()) -> Path:
-    """Grow the graphs of a recipe, compare those that were published, and write both.
+    """Grow and write the graphs of a recipe, and compare the published one with ours.
 
     Args:
-        recipe: has seeds or picks under `graphs`.
-        out: the folder.
-        device: where rows are multiplied, when there is no atlas.
-        only: the items asked for, all when empty; table 5 alone is grown from the weights where there is no atlas,
-            from the parts it shows: no more of the release is read.
+        recipe: a recipe with seeds or picks under `graphs`.
+        out: the folder to write.
+        device: where rows are multiplied if there is no atlas.
+        only: the requested items, all when empty. If only table 5 is requested and there is no atlas, its graph is
+            grown from the weights; of the release, only the parts that it shows are read.
 
     Raises:
-        UnknownRelease: when there is no atlas, and more than table 5 is asked for.
-        InvalidArgument: when no published graph grows from a feature the recipe names.
+        UnknownRelease: when there is no atlas, and more than table 5 is requested.
+        InvalidArgument: when no published graph grows from the feature that the recipe names.
         UnknownFeature, UnknownSite: for a feature that the matches do not know.
-        BadFile: when an atlas without words is asked for features worth a look.
+        BadFile: when the recipe wants features worth a look, but the atlas has no words.
     """
     size = recipe.sizes[PaperStage.GRAPHS]
     if named := size.get("published", ""):
@@ -64,11 +64,11 @@ def make_graphs(recipe: Recipe, out: Path, *, device: str = "cpu", only: frozens
 
 
 def acceptance(compared: GraphComparison, grown: FlowGraph) -> dict[str, Any]:
-    """The comparison as the report reads it: a row for each site, and the pairs whose scores the text gives.
+    """The comparison in the form that the report reads: a row per site, and the pairs whose scores the text gives.
 
-    `rows` hold layer, part, the index published and found (None where there is no feature; several are a list),
-    the cosine by which the one found was reached, and whether both are the same. `agree` of `of` counts published
-    features.
+    Each of `rows` has layer, part, the published and the found index (None if there is no feature; a list if there are
+    several), the cosine by which the found feature was reached, and whether both are the same. `agree` of `of`
+    published features were found.
     """
     published = compared.published
     rows = [
@@ -105,7 +105,7 @@ def acceptance(compared: GraphComparison, grown: FlowGraph) -> dict[str, Any]:
 
 
 def _matches(recipe: Recipe, published: PublishedGraph, only: frozenset[str], device: str) -> Matches:
-    """The atlas; where there is none and none was asked for, the weights of the parts that are compared."""
+    """The atlas; if there is none and only table 5 is requested, matches from the weights of the compared parts."""
     try:
         return open_atlas(recipe.release)
     except UnknownRelease:
@@ -116,7 +116,7 @@ def _matches(recipe: Recipe, published: PublishedGraph, only: frozenset[str], de
 
 
 def _asked(size: Table, atlas: Atlas, words: Words, only: frozenset[str]) -> list[FlowGraph]:
-    """The graphs of the features that the recipe names, or of some worth a look."""
+    """The graphs of the features that the recipe names, or of picked features worth a look."""
     if n := size.get("picks", 0):
         picks = worth_a_look(atlas, words, n)
         if not picks:
@@ -144,7 +144,7 @@ def _save(grown: FlowGraph, words: Words, out: Path) -> None:
 
 
 def _reached(grown: FlowGraph, feature: FeatureId) -> float | None:
-    """The cosine of a feature with the one it was found from; None of the seed."""
+    """The cosine of a feature with the one it was found from; None for the seed."""
     if feature == grown.seed:
         return None
     back = feature.layer <= grown.seed.layer

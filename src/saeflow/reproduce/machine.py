@@ -1,4 +1,4 @@
-"""What a reproduction runs on: the machine and its memory, and which version of everything was read. No torch."""
+"""What a reproduction runs on: the machine, its memory, and the revision of everything that is read. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saeflow.sources.releases import is_release, read_release
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """Processor, cores this process may use, memory, GPU ("" on a CPU) and system."""
+    """The processor, the cores that this process may use, memory, GPU ("" on a CPU) and system."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -31,7 +31,7 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
 
 
 def memory() -> int:
-    """Of the machine, in bytes; 0 where the system does not say. A container's own limit, where that is lower."""
+    """Memory of the machine in bytes, or the container's limit if that is lower; 0 if the system does not tell."""
     found = 0
     with suppress(ValueError, OSError, AttributeError):
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -41,13 +41,13 @@ def memory() -> int:
 
 
 def reset_peak() -> None:
-    """Begin to count the most memory anew, where the system can (Linux)."""
+    """Reset the peak memory of this process, if the system supports it (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> float:
-    """The most that this process held since `reset_peak`, in megabytes; since its start where there is no reset."""
+    """The peak memory of this process since `reset_peak`, in megabytes; since its start if it cannot be reset."""
     with suppress(OSError, ValueError, IndexError):
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1e3 * 1.024
@@ -75,7 +75,10 @@ def _gpu(device: str) -> str:
 
 
 def revisions(recipe: Recipe) -> dict[str, str]:
-    """Repository -> commit, or the branch where no commit is known on this machine; asks no network."""
+    """The commit of each repository, or the branch if this machine knows no commit, without using the network.
+
+    For a pack, it is the sha256 of its `atlas.json`.
+    """
     found: dict[str, str] = {}
     if pack := pack_folder(recipe.release):
         digest = hashlib.sha256((pack / "atlas" / "atlas.json").read_bytes()).hexdigest()
@@ -89,7 +92,7 @@ def revisions(recipe: Recipe) -> dict[str, str]:
 
 
 def _commit(repo: str, file: str, revision: str) -> str:
-    """The commit whose file is in the cache; the revision as it was asked for where none is."""
+    """The commit whose file is in the cache; the requested revision if none is."""
     held = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
     if not isinstance(held, str):
         return revision
@@ -98,7 +101,7 @@ def _commit(repo: str, file: str, revision: str) -> str:
 
 
 def is_held(model: str) -> bool:
-    """Whether a language model is here: the demo's, one that was fetched, a folder or file, or in the hub's cache."""
+    """Whether a language model is on this machine: packaged and fetched, a folder or file, or in the hub's cache."""
     if is_fetched(model) or Path(model).expanduser().exists():
         return True
     if model.count("/") != 1:

@@ -1,7 +1,7 @@
-"""What a reproduction will cost on this machine, before it is run: downloads, memory, disk, time, judge requests.
+"""Estimates what a reproduction will cost on this machine: downloads, memory, disk, time, judge requests.
 
-Downloads come from the sizes that the release's recipe gives and from what the hub's cache holds; nothing is asked of a
-network. Time comes from a short measurement (`measure`) and the sizes of each stage (`costs`).
+Downloads are computed from the sizes stated for the release and from the contents of the hub's cache, without using the
+network. Time is computed from a short measurement (`measure`) and the sizes of each stage (`costs`).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class PlannedStage:
     """What one stage will cost.
 
     Attributes:
-        stage: which one.
+        stage: the stage.
         items: the figures and tables it answers.
-        download: bytes it fetches that no stage before it did; datasets are streamed and not counted.
+        download: bytes it fetches that no earlier stage does; datasets are streamed and not counted.
         cost: time, memory, disk and requests.
-        done: whether the folder has it already: then nothing is done.
+        done: whether the folder already has it, so that it will not be run.
     """
 
     stage: PaperStage
@@ -54,11 +54,11 @@ class Plan:
     """What a run will cost.
 
     Attributes:
-        recipe: what is run.
-        folder: where.
-        speeds: what was measured.
-        stages: those that will be run, in order.
-        remarks: what a reader should know before starting.
+        recipe: the recipe to run.
+        folder: the folder of the reproduction.
+        speeds: the measured speeds of this machine.
+        stages: the stages that are needed, in order, including those already done.
+        remarks: what the user should know before starting.
     """
 
     recipe: Recipe
@@ -69,36 +69,36 @@ class Plan:
 
     @property
     def to_run(self) -> list[PlannedStage]:
-        """Stages that are not done."""
+        """The stages that are not done yet."""
         return [one for one in self.stages if not one.done]
 
     @property
     def seconds(self) -> float:
-        """Of all stages together."""
+        """Seconds for all stages to run."""
         return sum(one.cost.seconds for one in self.to_run)
 
     @property
     def download(self) -> float:
-        """Bytes in all."""
+        """Bytes to fetch for all stages to run."""
         return sum(one.download for one in self.to_run)
 
     @property
     def memory(self) -> float:
-        """Bytes at the largest stage."""
+        """Bytes of memory in the stage that needs most."""
         return max((one.cost.memory for one in self.to_run), default=0.0)
 
     @property
     def disk(self) -> float:
-        """Bytes that are written, downloads among them."""
+        """Bytes written to disk, including downloads."""
         return self.download + sum(one.cost.disk for one in self.to_run)
 
     @property
     def requests(self) -> int:
-        """To the judge."""
+        """Requests to the judge."""
         return sum(one.cost.requests for one in self.to_run)
 
     def lines(self) -> list[str]:
-        """The head, for a terminal."""
+        """The lines above the table of stages, for a terminal."""
         speeds = self.speeds
         own = f"{speeds.passes:,.0f} tokens a second" if speeds.passes else "it is not on this machine"
         measured = f"{speeds.products / 1e9:,.0f} GFLOP/s in products; a pass of the model: {own}"
@@ -112,7 +112,7 @@ class Plan:
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each stage, for a terminal."""
+        """One row per stage, for a terminal."""
         return [
             {
                 "stage": one.stage.value,
@@ -127,7 +127,7 @@ class Plan:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values: bytes and seconds."""
+        """The plan as JSON values, in bytes and seconds."""
         return {
             "recipe": self.recipe.name,
             "folder": str(self.folder),
@@ -163,17 +163,17 @@ class Plan:
 def make_plan(
     recipe: Recipe, out: Path | str, *, only: Sequence[str] = (), device: str = "cpu", judge: str = ""
 ) -> Plan:
-    """What a run of a recipe into a folder will cost here; runs and fetches nothing.
+    """Estimate what a run of a recipe into a folder will cost here; runs and fetches nothing.
 
     Args:
-        recipe: from `open_recipe`.
-        out: the folder; stages that it has are not counted.
+        recipe: a recipe from `open_recipe`.
+        out: the folder; stages that it already has cost nothing.
         only: figures and tables from `parse_only`; all when empty.
-        device: where it would be computed.
+        device: where the run would compute.
         judge: "offline" or "llm"; "" for the recipe's.
 
     Raises:
-        InvalidArgument: when the recipe gives no shape of a model that is not here.
+        InvalidArgument: when the model is not on this machine, and the recipe does not give its shape.
         BadFile: when the folder's record cannot be read.
     """
     folder = Path(out)
@@ -194,7 +194,7 @@ def make_plan(
 
 
 def time_words(seconds: float) -> str:
-    """A time as people say it."""
+    """A duration in seconds, minutes or hours, such as "12 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -202,12 +202,12 @@ def time_words(seconds: float) -> str:
 
 
 def model_of(recipe: Recipe) -> str:
-    """The model a recipe names, or that of its dictionaries."""
+    """The model that a recipe names, or else that of its dictionaries."""
     return recipe.model or load_dictionaries(recipe.release).model
 
 
 class _Fetching:
-    """What is fetched, stage by stage: a tensor that one stage fetched is there for the next."""
+    """Computes the downloads stage by stage; a later stage need not fetch what an earlier one has."""
 
     def __init__(self, recipe: Recipe, shape: Shape) -> None:
         self.recipe, self.shape = recipe, shape
@@ -217,7 +217,7 @@ class _Fetching:
         self.model = is_held(model_of(recipe))
 
     def of(self, stage: PaperStage, only: frozenset[str]) -> float:
-        """Bytes that a stage fetches and none before it did."""
+        """Bytes that a stage fetches and no earlier stage does; call it for each stage in order."""
         decoder, whole = self._sites(stage, only)
         found = sum(self._part(site, whole=False) for site in decoder - self.decoders - self.whole)
         self.decoders |= decoder
@@ -235,7 +235,7 @@ class _Fetching:
         return found
 
     def _sites(self, stage: PaperStage, only: frozenset[str]) -> tuple[set[Site], set[Site]]:
-        """The sites whose decoders are read, and those that are read whole."""
+        """The sites of which a stage reads only the decoder, and those of which it reads the whole dictionary."""
         layers = set(self.recipe.sizes[stage].get("layers", ()))
         if stage is PaperStage.ATLAS:
             return set(self.entries), set()
@@ -251,7 +251,7 @@ class _Fetching:
         return set(), {site for site in self.entries if not layers or site in around}
 
     def _part(self, site: Site, *, whole: bool) -> float:
-        """Bytes of a dictionary, or of its decoder alone, that are not on this machine."""
+        """Bytes of a dictionary, or only of its decoder, that are not on this machine."""
         entry = self.entries[site]
         if entry.size is None:
             return 0.0
@@ -279,7 +279,7 @@ def _shape(recipe: Recipe) -> Shape:
 
 
 def _sizes(recipe: Recipe) -> dict[Site, DictionarySize]:
-    """Of every dictionary: from the release's data, or from the dictionaries that are here."""
+    """The size of every dictionary, from the release's data or from the dictionaries on this machine."""
     if is_release(recipe.release):
         entries = read_release(recipe.release).sites
         return {site: entry.size for site, entry in entries.items() if entry.size is not None}
@@ -289,7 +289,7 @@ def _sizes(recipe: Recipe) -> dict[Site, DictionarySize]:
 
 
 def _active(recipe: Recipe, device: str) -> float | None:
-    """Features active on a token, counted; None where model or dictionaries are not on this machine."""
+    """The counted number of active features per token; None if they cannot be counted on this machine."""
     named = model_of(recipe)
     if not is_held(named):
         return None
@@ -303,7 +303,7 @@ def _active(recipe: Recipe, device: str) -> float | None:
         return active_features(
             load_dictionaries(recipe.release, device=device), load_model(named, device=device), texts
         )
-    except SaeflowError:  # a plan says what it can: what is wrong is told by the run
+    except SaeflowError:  # a plan says what it can; the run reports what is wrong
         return None
 
 

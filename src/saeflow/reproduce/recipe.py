@@ -1,16 +1,16 @@
-"""Recipes of reproductions: what is run on which release, in which sizes, and what it cannot answer. Data, no torch.
+"""Recipes of reproductions: what to run on which release, at which sizes, and what it cannot answer. Data, no torch.
 
-    title, release, model, datasets, seed, note        what it is
-    needs_model_to_match = true                        where attention dictionaries live in z
-    [shape]                                            of the model, for the plan of a run that has not fetched it
+    title, release, model, datasets, seed, note        the head
+    needs_model_to_match = true                        if attention dictionaries live in z
+    [shape]                                            shape of the model, to plan a run before the model is fetched
     [atlas]                                            null = "moments", "families", "rotation" or "far": calibrate
-    [graphs] [origins] [deactivation] [steering] [transition]      the sizes of each; one left out is not run
+    [graphs] [origins] [deactivation] [steering] [transition]      sizes of each stage; one left out is not run
     [unanswered]                                       fig19 = "why"
 
-A recipe of one's own is a file with the same keys; releases, models, data sets and themes that lie beside it are
-paths from its folder.
+A user's own recipe is a .toml file with the same keys; the releases, models, data sets and themes that it names may be
+files or folders next to it.
 
-    atlas         match tables of the release, and what scores are by chance
+    atlas         match tables of the release, and scores by chance
     graphs        flow graphs: figures 2, 20, 21 and table 5
     origins       section 5.1, appendices C.1, C.4 and D: figures 3, 4, 5, 12, 13, 14, 18, 19
     deactivation  section 5.2, appendix C.2: figures 6, 7, 8, 15 and table 1
@@ -41,7 +41,7 @@ Table: TypeAlias = Mapping[str, Any]
 
 
 class PaperStage(enum.StrEnum):
-    """A part of a run, in the order in which they are done."""
+    """The stages of a run, in the order in which they are run."""
 
     ATLAS = "atlas"
     GRAPHS = "graphs"
@@ -52,7 +52,7 @@ class PaperStage(enum.StrEnum):
 
 
 FROM_WEIGHTS: Final = frozenset({"table5"})
-"""Items that need no atlas: a single graph is grown faster from the weights."""
+"""Items that need no atlas, because a single graph is grown faster from the weights."""
 
 _KINDS: Final = {"text": str, "whole number": int, "number": (int, float), "true or false": bool, "table": dict}
 _PATHS: Final = ("release", "model", "datasets", "fitted", "background", "themes")
@@ -124,19 +124,19 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "unanswered": {},
 }
-"""The keys of each table, the head's first, and what each is."""
+"""The keys of each table with the type of each; "" is the head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a language model: what a forward pass of it costs.
+    """The shape of a language model, which determines what a forward pass costs.
 
     Attributes:
-        parameters: in all, embeddings counted once.
-        layers: blocks.
-        d_model: width of the stream.
-        vocabulary: tokens it knows.
-        value_bytes: of a weight in the files of its hub.
+        parameters: number of parameters, embeddings counted once.
+        layers: number of blocks.
+        d_model: width of the residual stream.
+        vocabulary: number of tokens.
+        value_bytes: bytes per weight in its files on the hub.
     """
 
     parameters: float
@@ -147,12 +147,12 @@ class Shape:
 
     @property
     def n_bytes(self) -> float:
-        """Of its files."""
+        """Bytes of its files."""
         return self.parameters * self.value_bytes
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of a forward pass, a token: two a weight, the last product among them."""
+        """Floating-point operations per token of a forward pass: two per weight, including the unembedding."""
         return 2.0 * self.parameters
 
 
@@ -161,17 +161,17 @@ class Recipe:
     """What a reproduction runs.
 
     Attributes:
-        name: as it was asked for.
+        name: the name or path under which it was opened.
         title: one line for people.
         release: the dictionaries: "demo", the name of a release, or a folder.
-        model: the language model, as its hub calls it; "" for the one the release names.
-        sampled: the data sets that stages sample from which name none of their own.
-        seed: of everything that is drawn.
+        model: the language model's name on its hub; "" for the one the release names.
+        sampled: the data sets for stages that do not name their own.
+        seed: seed of everything that is drawn.
         note: how it differs from the paper, for people.
-        projects: whether matching needs the model's weights, as where attention dictionaries live in z.
-        sizes: the table of each stage that is run; the atlas is always among them.
-        unanswered: figures and tables that it cannot answer, with the reason of each.
-        shape: of the model, None where it is read from the model itself.
+        projects: whether matching needs the model's weights, for example because attention dictionaries live in z.
+        sizes: the table of each stage that is run, always including the atlas.
+        unanswered: figures and tables that it cannot answer, each with the reason.
+        shape: the model's shape; None if it is read from the model itself.
         digest: hash of the whole recipe; a folder can only be resumed with the same digest.
     """
 
@@ -191,7 +191,7 @@ class Recipe:
     def of_others(self, release: str = "", model: str = "") -> Recipe:
         """The same experiments on other dictionaries, or with another copy of the model; "" keeps the recipe's own.
 
-        The digest is another one, so that a folder is never continued with other weights.
+        The copy has a different digest, so that a folder is never resumed with other weights.
         """
         if not (release or model):
             return self
@@ -199,11 +199,11 @@ class Recipe:
         return replace(self, release=release or self.release, model=model or self.model, digest=digest)
 
     def datasets(self, stage: PaperStage) -> tuple[str, ...]:
-        """What a stage samples from."""
+        """The data sets that a stage samples from."""
         return tuple(self.sizes[stage].get("datasets", self.sampled))
 
     def items(self, stage: PaperStage) -> tuple[str, ...]:
-        """The figures and tables that a stage of the recipe answers, in the paper's order."""
+        """The figures, then the tables, that a stage of the recipe answers, by number."""
         if stage not in self.sizes:
             return ()
         found = (item.id for item in items().values() if item.stage == stage and item.id not in self.unanswered)
@@ -215,23 +215,23 @@ class Recipe:
         return tuple(item for stage in PaperStage for item in self.items(stage))
 
     def stages_for(self, only: Collection[str]) -> tuple[PaperStage, ...]:
-        """The stages that the items asked for need, all of the recipe's when none is named, in order."""
+        """The stages that the requested items need, in order; all stages of the recipe when none is named."""
         if not only:
             return tuple(stage for stage in PaperStage if stage in self.sizes)
         needed = {stage for stage in PaperStage if set(self.items(stage)) & set(only)}
-        # transitions come from the weights themselves, and so does a single published graph
+        # transitions are computed from the weights themselves, and so is a single published graph
         if any(set(self.items(stage)) & set(only) - FROM_WEIGHTS for stage in needed - {PaperStage.TRANSITION}):
             needed.add(PaperStage.ATLAS)
         return tuple(stage for stage in PaperStage if stage in needed and stage in self.sizes)
 
     def parse_only(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The items asked for, in the paper's order; none for all.
+        """Parse the names of requested items: figures, then tables, by number; an empty result stands for all.
 
-        "fig5", "figure 5" and "Figure5" are the same; "5" alone is refused, for there are tables too.
+        "fig5", "figure 5" and "Figure5" are the same; "5" is refused, because it could also mean a table.
 
         Raises:
-            InvalidArgument: for a name that is no figure or table, or one that the recipe cannot answer, with the
-                reason.
+            InvalidArgument: for a name that is not a figure or table of the paper, or one that the recipe cannot
+                answer, with the reason.
         """
         found: set[str] = set()
         for name in names:
@@ -252,13 +252,13 @@ class Recipe:
 
 
 def order(item: str) -> tuple[str, int]:
-    """Sorts items: figures by number, then tables."""
+    """A sort key for items: figures by number, then tables."""
     kind = item.rstrip("0123456789")
     return kind, int(item[len(kind) :])
 
 
 def short(items: Sequence[str]) -> str:
-    """Figures and tables in few letters, for a terminal: "fig 3-5 18, table 1"."""
+    """A compact list of figures and tables for a terminal: "fig 3-5 18, table 1"."""
     found: list[str] = []
     for kind in ("fig", "table"):
         runs: list[list[int]] = []
@@ -273,17 +273,17 @@ def short(items: Sequence[str]) -> str:
 
 
 def known_recipes() -> tuple[str, ...]:
-    """The names of the recipes that come with saeflow, the demo's first."""
+    """The names of the recipes that ship with saeflow, the demo's first."""
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
     return tuple(sorted(names, key=lambda name: (name != "demo", name)))
 
 
 def open_recipe(name: str) -> Recipe:
-    """A recipe by its name, or by the path of a .toml file of one's own.
+    """Open a recipe by its name, or by the path of a user's own .toml file.
 
     Raises:
-        InvalidArgument: when there is none of that name.
-        BadFile: when the file is not as the head of this module says; names the key.
+        InvalidArgument: when no recipe has that name.
+        BadFile: when the file does not have the form described at the top of this module; it names the key.
     """
     path = Path(name).expanduser() if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file() or (not name.endswith(".toml") and name not in known_recipes()):
@@ -307,11 +307,11 @@ def open_recipe(name: str) -> Recipe:
         if not head.get(key):
             raise BadFile(f"{path} has no {key}. See docs/reproduce.md.")
     digest = hashlib.sha256(json.dumps([head, tables], sort_keys=True).encode()).hexdigest()[:16]
-    # 2. find what lies beside it
+    # 2. resolve names of files and folders next to the recipe
     if path.parent != RECIPES:
         head = _beside(path.parent, head)
         tables = {table: _beside(path.parent, values) for table, values in tables.items()}
-    # 3. matching comes before all else, whether the recipe says something of it or not
+    # 3. the atlas always comes first, even if the recipe has no table for it
     sizes = {stage: tables[stage.value] for stage in PaperStage if stage.value in tables}
     sizes = {PaperStage.ATLAS: tables.get("atlas", {}), **sizes}
     shape: Shape | None = None
@@ -348,7 +348,7 @@ def open_recipe(name: str) -> Recipe:
 
 
 def _beside(folder: Path, values: Table) -> dict[str, Any]:
-    """The keys that name files or folders, with what lies in the recipe's folder as a path; other names as they are."""
+    """`values` with the names of files and folders in the recipe's `folder` made absolute; known names stay."""
 
     def found(value: Any) -> Any:
         if isinstance(value, list):
@@ -361,7 +361,7 @@ def _beside(folder: Path, values: Table) -> dict[str, Any]:
 
 
 def _check(path: Path, table: str, values: Table) -> None:
-    """Refuse a key that a table does not have, and a value of another kind."""
+    """Refuse an unknown key of a table, and a value of the wrong type."""
     keys = KEYS[table]
     where = f"[{table}]" if table else "the head"
     for key, value in values.items():

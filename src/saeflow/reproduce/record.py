@@ -1,7 +1,7 @@
-"""`reproduction.json`: what a folder of a reproduction was asked, on what machine, and how far each stage is. No torch.
+"""`reproduction.json`: what a reproduction was asked for, on which machine, and how far each stage is. No torch.
 
-What is missing in a record, or of another kind, is a gap, and a stage that cannot be read counts as not run. To go on
-with a folder its digest must be known.
+A value that is missing or has the wrong type reads as empty, and a stage that cannot be read counts as not run. A
+folder can only be resumed if its record has the digest of the recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECORD: Final = "reproduction.json"
 
 
 class StageState(enum.StrEnum):
-    """How far a stage has come, as `reproduction.json` says it."""
+    """The progress of a stage, as written in `reproduction.json`."""
 
     DONE = "done"
     PARTIAL = "partial"
@@ -31,16 +31,16 @@ class StageState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """How far a stage is.
+    """The progress of a stage.
 
     Attributes:
-        stage: which one.
+        stage: the stage.
         items: the figures and tables it answers.
         state: done, begun, or not run.
-        why: in words, why it is not done; "" for one that is.
-        seconds: it took, over all runs into the folder.
-        cpu_seconds: of processors, in this process: what it takes of a machine that others use too.
-        peak_mb: the most memory this process held during it, in megabytes.
+        why: why it is not done, in words; "" if it is.
+        seconds: wall-clock time, over all runs into the folder.
+        cpu_seconds: processor time of this process, which unlike `seconds` does not depend on the load of the machine.
+        peak_mb: peak memory of this process during the stage, in megabytes.
         made: the items that it was done for; empty for all of them.
     """
 
@@ -54,19 +54,19 @@ class StageRecord:
     made: tuple[str, ...] = ()
 
     def covers(self, only: Sequence[str]) -> bool:
-        """Whether it is done for all that is asked for."""
+        """Whether the stage is done for all requested items."""
         wanted = [item for item in only or self.items if item in self.items]
         return self.state is StageState.DONE and (not self.made or set(wanted) <= set(self.made))
 
     def done(self, only: Sequence[str]) -> StageRecord:
-        """The same, done: of graphs those asked for, of any other stage all."""
+        """A copy marked as done: graphs for the requested items, any other stage for all of its items."""
         made: tuple[str, ...] = ()
         if only and self.stage is PaperStage.GRAPHS and (self.state is not StageState.DONE or self.made):
             made = tuple(item for item in self.items if item in only or item in self.made)
         return replace(self, state=StageState.DONE, why="", made=() if made == self.items else made)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `reproduction.json` holds it."""
+        """The record as written in `reproduction.json`."""
         folder = "" if self.stage is PaperStage.ATLAS else self.stage.value
         return {
             "name": self.stage.value,
@@ -82,10 +82,10 @@ class StageRecord:
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> StageRecord:
-        """The inverse of `to_dict`; what is missing or of another kind is a gap.
+        """The inverse of `to_dict`; a value that is missing or has the wrong type reads as empty.
 
         Raises:
-            ValueError: when it names no stage.
+            ValueError: when `row` does not name a stage.
         """
 
         def number(name: str) -> float:
@@ -109,12 +109,12 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A folder of a reproduction, and its record.
+    """The folder of a reproduction, and its record.
 
     Attributes:
-        folder: where it is.
-        record: `reproduction.json`, less the stages.
-        stages: each of them, in order.
+        folder: the folder.
+        record: the content of `reproduction.json`, less the stages.
+        stages: the record of each stage, in order.
     """
 
     folder: Path
@@ -123,10 +123,10 @@ class Reproduction:
 
     @staticmethod
     def open(folder: Path | str) -> Reproduction:
-        """The one in a folder, finished or not.
+        """Open the reproduction in a folder, finished or not.
 
         Raises:
-            BadFile: when there is none, or its record is no JSON object.
+            BadFile: when the record is missing or is not a JSON object.
         """
         path = Path(folder) / RECORD
         try:
@@ -145,14 +145,14 @@ class Reproduction:
 
     @staticmethod
     def unreadable(path: Path, error: object) -> BadFile:
-        """The error of a record that cannot be read."""
+        """The error for a record that cannot be read."""
         return BadFile(
             f"{path} cannot be read as the record of a reproduction ({error}). Give the folder that `saeflow "
             "reproduce` wrote, or another one with --out."
         )
 
     def with_stage(self, changed: StageRecord) -> Reproduction:
-        """The same with another record of a stage, written."""
+        """A copy with a changed stage record, saved to the folder."""
         made = replace(self, stages={**self.stages, changed.stage: changed})
         made.save()
         return made
@@ -164,26 +164,26 @@ class Reproduction:
 
     @property
     def failed(self) -> list[StageRecord]:
-        """Stages that were begun, or asked for, and are not done."""
+        """The stages that were begun and are not done."""
         return [one for one in self.stages.values() if one.state is StageState.PARTIAL]
 
     def words(self, name: str) -> str:
-        """A value as words; "" for a gap."""
+        """A value of the record as text; "" if it is missing."""
         value = self.record.get(name)
         return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def group(self, name: str) -> dict[str, Any]:
-        """A value that is an object; empty for a gap."""
+        """A value of the record that is an object; empty if it is missing or not an object."""
         value = self.record.get(name)
         return dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else {}
 
     @property
     def unanswered(self) -> dict[str, str]:
-        """Items that the recipe cannot answer, with the reason."""
+        """The items that the recipe cannot answer, each with the reason."""
         return {item: str(why) for item, why in self.group("unanswered").items()}
 
     def missing(self, stage: str) -> str:
-        """Why a stage gives nothing, or not all; "" for one that is done."""
+        """Why a stage has no results, or incomplete ones; "" if it is done."""
         known = next((one for one in self.stages.values() if one.stage == stage), None)
         if known is None:
             return f"The stage {stage} is not part of this run."

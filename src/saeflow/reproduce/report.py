@@ -2,10 +2,10 @@
 
     OUT/reproduction.json + the stages' folders  ->  verdicts  ->  OUT/index.html, claims.json, claims.csv
 
-The page, `report/templates/reproduction.html.j2`, holds a table of all claims, then each figure and table of the paper
-with what the paper states, the verdicts and our figure, last the record of the run. It loads nothing and opens offline;
-it is made of whatever is there, so that a run of some figures, or one that was killed, has a report too. Of steering at
-most three themes are drawn; the stage's own page has all.
+The page, from `report/templates/reproduction.html.j2`, has a table of all claims, then each figure and table of the
+paper with the paper's statements, the verdicts and our figure, and finally the record of the run. It loads nothing and
+opens offline. It is made from whatever exists, so a run of some figures, or one that was killed, has a report too. For
+steering, at most three themes are drawn; the stage's own page has all of them.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ STYLES: Final = ("palette.css", "page.css", "results.css", "graph.css", "figure.
 MOST_GRAPHS: Final = 2
 MOST_THEMES: Final = 3
 WIDTH, EDGE = 132.0, 8.0
-"""Of the strip that shows an interval, in pixels."""
+"""Width and side margin of the strip that shows an interval, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemSection:
-    """The section of an item of the paper.
+    """The section on one item of the paper.
 
     Attributes:
-        item: which one.
-        claims: those about it.
-        page: whether its stage has a page of its own.
-        none: why nothing of ours belongs here.
-        notice: what is missing of ours.
-        reading: what stands over the graphs.
-        figures, graphs: what is shown: graphs as label, legend and SVG.
-        compared: Table 5 beside the grown graph.
+        item: the figure or table.
+        claims: the claims about it.
+        page: whether its stage has its own page.
+        none: why this item has no result of ours.
+        notice: what is missing from our results.
+        reading: the text above the graphs.
+        figures, graphs: what is shown; each graph as label, legend and SVG.
+        compared: Table 5 compared with the grown graph.
     """
 
     item: Item
@@ -81,7 +81,7 @@ class ItemSection:
 
 
 def write_report(out: Path | str) -> Path:
-    """Judge every claim on what a folder holds, and write the page and the verdicts; the path of `index.html`.
+    """Judge every claim from the results in a folder, write the page and the verdicts, return the path of `index.html`.
 
     Args:
         out: the folder of a reproduction, finished or not.
@@ -96,13 +96,13 @@ def write_report(out: Path | str) -> Path:
     write_atomic(out / "claims.json", claims_json(run, verdicts).encode("utf-8", "replace"))
     write_atomic(out / "claims.csv", claims_csv(verdicts).encode("utf-8", "replace"))
     path = out / "index.html"
-    # lone surrogates, which a name can hold after a bad decoding, have no UTF-8
+    # UTF-8 cannot encode lone surrogates, which a badly decoded name can contain
     write_atomic(path, page_html(run, verdicts).encode("utf-8", "replace"))
     return path
 
 
 def judge(run: Reproduction) -> dict[str, Verdict]:
-    """The verdict on every claim, by id; of items that the recipe does not answer the reason it gives."""
+    """The verdict on every claim, by id; for items that the recipe does not answer, an open one with its reason."""
     why = {stage: missing for stage in (*STAGES, "graphs") if (missing := run.missing(stage))}
     evidence, found = Evidence(run.folder, why=why), dict[str, Verdict]()
     for claim in claims():
@@ -118,7 +118,7 @@ def judge(run: Reproduction) -> dict[str, Verdict]:
 
 
 def claims_json(run: Reproduction, verdicts: Mapping[str, Verdict]) -> str:
-    """Every claim with its verdict and all of its numbers."""
+    """JSON of every claim with its verdict and all of its numbers."""
     rows: list[dict[str, Any]] = []
     for claim in claims():
         verdict = verdicts[claim.id]
@@ -162,7 +162,7 @@ def claims_json(run: Reproduction, verdicts: Mapping[str, Verdict]) -> str:
 
 
 def claims_csv(verdicts: Mapping[str, Verdict]) -> str:
-    """One line for each claim, with the number that decides it; shares are between 0 and 1."""
+    """CSV with one line per claim and the number that decides it; shares are between 0 and 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -192,7 +192,7 @@ def _counts(verdicts: Mapping[str, Verdict]) -> dict[str, int]:
 
 def page_html(run: Reproduction, verdicts: Mapping[str, Verdict]) -> str:
     """The page as one HTML document."""
-    # 1. what the stages left: tables, graphs, words of the release's features; what cannot be read is not there
+    # 1. the results of the stages: tables, graphs, words of the release's features; skip what cannot be read
     tables: dict[str, Mapping[str, SummaryTable]] = {}
     for stage in STAGES:
         if (run.folder / stage / SUMMARY).is_file():
@@ -205,7 +205,7 @@ def page_html(run: Reproduction, verdicts: Mapping[str, Verdict]) -> str:
         folder = open_atlas(run.words("release")).folder
     with suppress(SaeflowError, OSError):
         words = words_for(run.words("release"), beside=folder)
-    # 2. the head
+    # 2. the counts of verdicts, in words and as a bar
     filters: dict[str, Any] = {"section": _section, "duration": duration, "memory": _memory, "plain": _plain}
     templates().filters.update(filters)
     counts, took = _counts(verdicts), sum(stage.seconds for stage in run.stages.values())
@@ -216,9 +216,7 @@ def page_html(run: Reproduction, verdicts: Mapping[str, Verdict]) -> str:
         f"Of {len(verdicts)} claims {held} {'holds' if held == 1 else 'hold'}, {failed} "
         f"{'does' if failed == 1 else 'do'} not, and of {left} it cannot be said{rest}."
     )
-    bars: list[
-        tuple[str, float, float]
-    ] = []  # each outcome as a length out of 100: where it begins, and how long it is
+    bars: list[tuple[str, float, float]] = []  # segments of a bar of length 100: outcome, start, length
     at = 0.0
     for outcome, n in counts.items():
         width = 100 * n / (len(verdicts) or 1)
@@ -280,7 +278,7 @@ def _section(section: str) -> str:
 
 
 def strip_of(finding: ClaimNumber) -> dict[str, Any] | None:
-    """Where the interval, the bounds of the claim and the sides that it claims lie on a strip; None without a value."""
+    """Positions on a strip of the interval, the claim's bounds and the ranges it asserts; None without a value."""
     found, rule = finding.found, finding.rule
     if found.value is None:
         return None
@@ -310,7 +308,7 @@ def strip_of(finding: ClaimNumber) -> dict[str, Any] | None:
 def _item(
     item: Item, run: Reproduction, tables: Mapping[str, SummaryTable], made: GraphsRun, words: Words
 ) -> ItemSection:
-    """What is shown of an item, or why there is nothing."""
+    """The section on an item: what is shown, or why nothing is."""
     found = tuple(claim for claim in claims() if claim.item == item.id)
     entry = ItemSection(item, found, (run.folder / item.stage / "index.html").is_file())
     why = run.unanswered.get(item.id, "").rstrip(".")
@@ -342,14 +340,14 @@ def _item(
 
 
 def _table(item: Item, table: SummaryTable, where: Mapping[str, str]) -> Section:
-    """A table as figures, with the rows that the item shows."""
+    """A table drawn as figures, restricted to the rows that the item shows."""
     frame = Frame.read(table)
     for column, value in where.items():
         known = frame.distinct(column)
-        if known:  # of a method or pair that the table lacks, the first it has; of a direction, no row
+        if known:  # if the table lacks a method or pair, take its first; if a direction, no rows
             frame = frame.where(**{column: value if value in known or column == "direction" else known[0]})
     said, left_out = reading(frame), 0
-    if frame.name in ("steering_by_layer", "steering_by_value"):  # every theme is a figure of its own
+    if frame.name in ("steering_by_layer", "steering_by_value"):  # one figure per theme
         themes, place = frame.distinct("theme"), frame.columns.index("theme")
         left_out = max(0, len(themes) - MOST_THEMES)
         frame = replace(frame, rows=tuple(row for row in frame.rows if row[place] in themes[:MOST_THEMES]))
@@ -357,10 +355,7 @@ def _table(item: Item, table: SummaryTable, where: Mapping[str, str]) -> Section
 
 
 def _graph(graph: FlowGraph, words: Words) -> tuple[str, Markup, Markup]:
-    """A flow graph with its label and legend, without the keyboard's way through its nodes.
-
-    That needs the script of the graph's own page.
-    """
+    """A flow graph with its label and legend, without keyboard navigation, which needs the script of its own page."""
     from markupsafe import Markup
 
     svg = figure_svg(graph, words).replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
@@ -369,7 +364,7 @@ def _graph(graph: FlowGraph, words: Words) -> tuple[str, Markup, Markup]:
 
 
 def _compared(acceptance: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Table 5 beside the grown graph, site by site."""
+    """Table 5 compared with the grown graph, site by site."""
     rows = acceptance.get("rows") if acceptance else None
     if acceptance is None or not isinstance(rows, list):
         return None

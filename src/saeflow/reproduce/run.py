@@ -1,13 +1,12 @@
 """Run a reproduction: its stages in order, each resumed where it stopped, and the record of what was done.
 
-    OUT/reproduction.json   what was asked, on what machine, how far each stage is; written anew at every step
+    OUT/reproduction.json   what was asked for, on which machine, how far each stage is; rewritten after every step
     OUT/graphs, origins, deactivation, steering, transition
     OUT/index.html          the report
 
-A stage is the experiment's own functions, called as their command calls them: it writes where that command would, and
-goes on where a killed one stopped. A folder belongs to one recipe: the same one, asked for other figures, adds to it. A
-stage that ends in an error of its own (no network, an extra that is not installed) is noted with the error, and the
-others are run.
+A stage calls the same functions as the command of its experiment: it writes the same files and resumes a killed run. A
+folder belongs to one recipe; running the recipe again for other figures adds to the folder. If a stage fails with an
+error of saeflow (no network, an extra that is not installed), the error is recorded and the other stages still run.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ _ENGINES: Final = {"Pool": "pool", "Cluster": "ray"}
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How a run is done: what may differ between two runs of one recipe into one folder.
+    """The settings of a run that may differ between two runs of one recipe into one folder.
 
     Attributes:
         device: where to compute.
-        judge: of steered texts, "offline" or "llm"; "" for the recipe's.
-        judge_model: of the llm; "" for the recipe's.
-        judge_url: where it answers; "" for OpenAI.
+        judge: the judge of steered texts, "offline" or "llm"; "" for the recipe's.
+        judge_model: the name of the llm; "" for the recipe's.
+        judge_url: the address of the llm; "" for OpenAI.
         engine: where units run.
     """
 
@@ -69,28 +68,28 @@ class RunSettings:
     engine: Engine | None = None
 
     def judge_of(self, recipe: Recipe) -> tuple[str, str]:
-        """The kind of judge, and the name of the llm where it is one."""
+        """The kind of judge, and the name of the llm; "" for the offline judge."""
         size = recipe.sizes.get(PaperStage.STEERING, {})
         kind = self.judge or size.get("judge", "offline")
         return kind, (self.judge_model or size.get("judge_model", "")) if kind == "llm" else ""
 
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
-        """As `reproduction.json` holds them; the judge's address may be private and is not among them."""
+        """The settings as written in `reproduction.json`, without the judge's address, which may be private."""
         engine = _ENGINES.get(type(self.engine).__name__, "here")
         return {"device": self.device, "judge": " ".join(filter(None, self.judge_of(recipe))), "engine": engine}
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a recipe is run.
+    """What every stage of a run needs to know.
 
     Attributes:
-        recipe: what is run.
+        recipe: the recipe to run.
         out: the folder of the reproduction.
-        settings: how.
-        bars: makes the progress of a step by its name.
-        note: takes remarks for people.
-        only: the figures and tables asked for; all when empty.
+        settings: device, judge and engine.
+        bars: makes a progress callback from the name of a step.
+        note: called with remarks for the user.
+        only: the requested figures and tables; all when empty.
     """
 
     recipe: Recipe
@@ -114,21 +113,21 @@ class RunContext:
         )
 
     def given(self, stage: PaperStage, settings: Any) -> dict[str, Any]:
-        """What the recipe says of the fields of a dataclass of settings."""
+        """The values that the recipe gives for the fields of the dataclass `settings`."""
         size = self.recipe.sizes[stage]
         known = {one.name: size[one.name] for one in fields(settings) if one.name in size}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
     def into(self, stage: PaperStage) -> dict[str, Any]:
-        """Where the rows of a stage go, its progress, and where its units run."""
+        """Keyword arguments common to the experiments: output folder, progress and engine."""
         return {"out": self.out / stage.value, "bars": self.bars, "engine": self.settings.engine}
 
     def dictionaries(self) -> DictionarySet:
-        """Those of the release; nothing is read yet."""
+        """The dictionaries of the release; their tensors are not read yet."""
         return load_dictionaries(self.recipe.release, device=self.settings.device)
 
     def projector(self, dictionaries: DictionarySet) -> LanguageModel | None:
-        """The model, where matching needs it."""
+        """The model if matching needs it, else None."""
         if not self.recipe.projects:
             return None
         named = model_name(self.recipe.release, dictionaries, self.recipe.model)
@@ -136,7 +135,7 @@ class RunContext:
 
 
 def _atlas(context: RunContext) -> None:
-    """Match what a flow needs, where that is not here yet, and calibrate it where the recipe says so."""
+    """Build the atlas if it does not exist yet, and calibrate it if the recipe says so."""
     release, null = context.recipe.release, context.recipe.sizes[PaperStage.ATLAS].get("null", "")
     try:
         atlas = open_atlas(release)
@@ -224,14 +223,14 @@ _STAGES: Final[Mapping[PaperStage, Callable[[RunContext], None]]] = {
     PaperStage.STEERING: _steering,
     PaperStage.TRANSITION: _transition,
 }
-"""What runs each stage."""
+"""The function that runs each stage."""
 
 
 def start(recipe: Recipe, out: Path | str, only: Sequence[str], settings: RunSettings) -> Reproduction:
-    """A new folder, or the one there is when it belongs to the same recipe.
+    """Start a record for a new folder, or continue the existing one of the same recipe; writes nothing.
 
     Raises:
-        InvalidArgument: when it belongs to another recipe, or the same in other sizes.
+        InvalidArgument: when the folder belongs to another recipe, or to the same one with other sizes.
         BadFile: when its record cannot be read.
     """
     folder = Path(out)
@@ -283,23 +282,23 @@ def reproduce(
     bars: Bars | None = None,
     note: Note | None = None,
 ) -> Reproduction:
-    """Run a recipe into a folder and write its report; one that was killed goes on where it stopped.
+    """Run a recipe into a folder and write its report; a killed run resumes where it stopped.
 
     Args:
-        recipe: from `open_recipe`.
+        recipe: a recipe from `open_recipe`.
         out: the folder.
         only: figures and tables from `Recipe.parse_only`; all when empty.
         settings: device, judge, engine.
-        bars: makes the progress of a step by its name.
-        note: takes remarks for people.
+        bars: makes a progress callback from the name of a step.
+        note: called with remarks for the user.
 
     Returns:
-        The folder and its record; `failed` names the stages that could not be run.
+        The folder and its record; `failed` lists the stages that could not be completed.
 
     Raises:
         InvalidArgument: when the folder belongs to another recipe.
         BadFile: when its record cannot be read.
-        NoSpace, NotWritable: when it cannot be written.
+        NoSpace, NotWritable: when the folder cannot be written.
     """
     from saeflow.reproduce.report import write_report
 
@@ -320,9 +319,10 @@ def reproduce(
 
 
 def _again(folder: Path, stage: PaperStage, settings: RunSettings) -> bool:
-    """Whether a stage that is done is called once more; what is there, it keeps.
+    """Whether a stage recorded as done is called again; it keeps its existing results.
 
-    The atlas lies outside the folder and may be gone; another judge reads the texts there are.
+    The atlas is outside the folder and may be gone, a stage's folder may have been deleted, and another judge has to
+    score the existing texts.
     """
     if stage is PaperStage.ATLAS or not (folder / stage.value).is_dir():
         return True
@@ -330,7 +330,7 @@ def _again(folder: Path, stage: PaperStage, settings: RunSettings) -> bool:
 
 
 def _done(context: RunContext, record: StageRecord) -> StageRecord:
-    """Run a stage; what it ends in, with the time and the memory it took."""
+    """Run a stage, and return its record with the outcome and the time and memory it took."""
     reset_peak()
     began, worked = time.monotonic(), time.process_time()
     try:

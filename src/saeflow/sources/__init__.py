@@ -1,1 +1,1 @@
-"""Where features come from: dictionaries on disk or on a hub, and the model they were trained on."""
+"""Where features come from: dictionaries on disk or on a hub, and the language model they were trained on."""

@@ -1,13 +1,13 @@
 """Activation functions of sparse autoencoders: pre-activations in, feature activations out.
 
-The first stage of the flow: a Dictionary multiplies by `W_enc`, adds `b_enc` and hands the result to
-one of these. They are the forms used at inference; how a threshold was trained does not matter here.
+A Dictionary multiplies by `W_enc`, adds `b_enc` and passes the result to one of these functions. They are the forms
+used at inference; how a threshold was trained does not matter here.
 
     ReLU       max(pre, 0)
     JumpReLU   relu(pre) * (pre > threshold)              one threshold per feature
     TopK       the k largest of relu(pre), the rest 0
-    BatchTopK  relu(pre) * (pre > threshold)              one threshold for all, kept from training
-    Function   any other, given in Python                 features may compete in it, as under TopK
+    BatchTopK  relu(pre) * (pre > threshold)              one threshold for all features, kept from training
+    Function   any other function, given in Python        features may compete, as under TopK
 
 The comparison with a threshold is strict: a feature exactly at its threshold is off.
 """
@@ -36,7 +36,7 @@ class ActivationKind(enum.StrEnum):
     TOPK = "topk"
     BATCHTOPK = "batchtopk"
     FUNCTION = "function"
-    """Given in Python: no file says it."""
+    """Given in Python; never stored in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class ReLU:
         return torch.relu(pre)
 
     def of(self, features: Int[Tensor, " k"]) -> ReLU:  # noqa: ARG002
-        """The same for some features alone."""
+        """The activation for a subset of the features: unchanged."""
         return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReLU:  # noqa: ARG002
-        """Itself: there is no tensor to move."""
+        """Return itself: it holds no tensor to move."""
         return self
 
 
@@ -68,7 +68,7 @@ class _Thresholded:
         """Map pre-activations to activations, shape kept.
 
         Raises:
-            InvalidArgument: when the last axis of `pre` is not one value per threshold.
+            InvalidArgument: when there is one threshold per feature and the last axis of `pre` has another length.
         """
         if self.threshold.ndim and pre.shape[-1] != self.threshold.shape[0]:
             raise InvalidArgument(
@@ -78,17 +78,17 @@ class _Thresholded:
         return torch.relu(pre) * (pre > self.threshold)
 
     def of(self: _T, features: Int[Tensor, " k"]) -> _T:
-        """The same for some features alone. Raises IndexError, from torch, for a feature that is not there."""
+        """The activation for a subset of the features. Torch raises IndexError for an index out of range."""
         return type(self)(self.threshold[features]) if self.threshold.ndim else self
 
     def to(self: _T, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> _T:
-        """The same with its threshold on `device` in `dtype`. Raises RuntimeError, from torch, without the device."""
+        """The activation with its threshold on `device` in `dtype`. Torch raises RuntimeError for a missing device."""
         return type(self)(self.threshold.to(device=device, dtype=dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class JumpReLU(_Thresholded):
-    """relu(pre) * (pre > threshold), strictly above (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+    """relu(pre) * (pre > threshold), a strict comparison (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
     threshold: Float[Tensor, " n_features"]
     kind: ClassVar[ActivationKind] = ActivationKind.JUMPRELU
@@ -96,11 +96,11 @@ class JumpReLU(_Thresholded):
 
 @dataclass(frozen=True, eq=False)
 class BatchTopK(_Thresholded):
-    """relu(pre) * (pre > threshold), one threshold kept from training (Bussmann et al. 2024).
+    """relu(pre) * (pre > threshold), with a threshold kept from training (Bussmann et al. 2024, arXiv 2412.06410).
 
-    Source: arXiv 2412.06410. In training the k * batch largest activations of a batch survive; at inference a
-    feature must not depend on what else is in the batch, so the paper replaces the cut by the
-    mean of the smallest surviving activation. One number for all features, or one per feature.
+    In training, the k * batch largest activations of a batch survive. At inference, an activation must not depend on
+    the rest of the batch, so the paper uses a threshold instead: the mean over batches of the smallest surviving
+    activation. The threshold is one number for all features, or one per feature.
     """
 
     threshold: Float[Tensor, ""] | Float[Tensor, " n_features"]
@@ -111,7 +111,7 @@ class BatchTopK(_Thresholded):
 class TopK:
     """The k largest of relu(pre), the rest 0 (Gao et al. 2025, arXiv 2406.04093).
 
-    Fewer than k are active where fewer than k are positive.
+    Fewer than k features are active where fewer than k pre-activations are positive.
     """
 
     k: int
@@ -135,15 +135,15 @@ class TopK:
         return torch.zeros_like(pre).scatter(-1, index, values)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TopK:  # noqa: ARG002
-        """Itself: there is no tensor to move."""
+        """Return itself: it holds no tensor to move."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function of all pre-activations of a token, for an activation that no other class is.
+    """A Python function of all pre-activations of a token, for activations that no other class covers.
 
-    Which features it needs to see to give one of them is not known: it is always called with all.
+    It is always called with all features, since nothing says which of them one activation depends on.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -153,7 +153,7 @@ class Function:
         """Map pre-activations to activations, shape kept.
 
         Raises:
-            InvalidArgument: when the function returns another shape.
+            InvalidArgument: when the function returns a different shape.
         """
         acts = self.function(pre)
         if acts.shape != pre.shape:
@@ -163,22 +163,22 @@ class Function:
             )
         return acts
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Function:  # noqa: ARG002
-        """Itself: what the function holds is its own."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Function:  # noqa:ARG002
+        """Return itself: tensors that the function holds are left where they are."""
         return self
 
 
 Activation: TypeAlias = ReLU | JumpReLU | TopK | BatchTopK | Function
 COMPETING: Final = (TopK, Function)
-"""Where an activation depends on the pre-activations of other features, so that all are computed."""
+"""Activations in which a feature depends on the pre-activations of others, so that all must be computed."""
 
 
 def kept_threshold(threshold: Float[Tensor, "*shape"], origin: str) -> BatchTopK:
-    """A BatchTopK with the threshold a file keeps.
+    """A BatchTopK with the threshold stored in a file.
 
     Raises:
-        BadFile: when it is not above 0, as a threshold is before training sets it (-1 in dictionary_learning, 0 in
-            sae-lens): every positive feature would be on.
+        BadFile: when the threshold is not above 0, as before training sets it (-1 in dictionary_learning, 0 in
+            sae-lens): every feature with a positive pre-activation would be on.
     """
     low = threshold.min()
     if not bool(low > 0):

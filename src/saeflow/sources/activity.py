@@ -1,12 +1,12 @@
-"""From texts to active features: the one way of everything that reads activations (matching, words, experiments).
+"""From texts to active features: the loop shared by all that reads activations (matching, words, experiments).
 
-    for group in site_groups(dictionaries, sites, at_once):          dictionaries in memory at a time
+    for group in site_groups(dictionaries, sites, at_once):          the dictionaries held in memory together
         for batch in text_batches(model, texts):                     a few texts as tokens, and which tokens count
             for site, h in site_states(model, dictionaries, group, batch.tokens).items():      one forward pass
                 for acts in encoded(dictionaries[site], h[batch.real]):       a thousand tokens at a time
 
-Special tokens (begin, end, padding, whatever the tokenizer calls special) do not count: many features fire at the
-begin-of-text token on any text. Results that are kept are bound to the model and the encoders by digests.
+Special tokens (begin, end, padding, whatever the tokenizer calls special) do not count, because many features fire at
+the begin-of-text token of any text. Digests bind stored results to the model and the encoders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from saeflow.sources.modules import parameters_of
 from saeflow.sources.tokens import Tokens
 
 ENCODED_AT_ONCE: Final = 1024
-"""Tokens whose dense activations are in memory at a time: 64 MiB at 16,384 features."""
+"""How many tokens are encoded at a time: their dense activations take 64 MiB at 16,384 features."""
 
 
 def special_tokens(model: LanguageModel, tokens: Tokens) -> Bool[Tensor, "batch pos"]:
@@ -39,7 +39,7 @@ def special_tokens(model: LanguageModel, tokens: Tokens) -> Bool[Tensor, "batch 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextBatch:
-    """Some texts as tokens, and which of the tokens count."""
+    """A batch of texts as tokens, and which of the tokens count."""
 
     tokens: Tokens
     real: Bool[Tensor, "batch pos"]
@@ -48,7 +48,7 @@ class TextBatch:
     def of(
         model: LanguageModel, texts: Sequence[str], *, max_length: int | None = None, max_tokens: int | None = None
     ) -> TextBatch:
-        """The texts, each cut to `max_length` tokens; the first `max_tokens` of all that are not special count."""
+        """Tokenize texts, each cut to `max_length` tokens; the batch's first `max_tokens` non-special tokens count."""
         tokens = model.tokenize(texts, max_length=max_length)
         real = ~special_tokens(model, tokens)
         if max_tokens is not None:
@@ -70,10 +70,10 @@ def text_batches(
     texts_at_once: int = 8,
     least: int = 2,
 ) -> Iterator[TextBatch]:
-    """The texts in batches of `texts_at_once`, up to `max_tokens` tokens that are not special.
+    """Yield the texts in batches of `texts_at_once`, until `max_tokens` non-special tokens have been found.
 
     Raises:
-        InvalidArgument: after the last batch, when fewer than `least` such tokens came.
+        InvalidArgument: after the last batch, when there were fewer than `least` such tokens.
     """
     found = 0
     for start in range(0, len(texts), texts_at_once):
@@ -94,7 +94,7 @@ def text_batches(
 def site_groups(
     dictionaries: Mapping[Site, Dictionary], sites: Sequence[Site], at_once: int | None
 ) -> Iterator[Sequence[Site]]:
-    """The sites, `at_once` at a time or all where None; dictionaries are unloaded when their group is done."""
+    """Yield the sites `at_once` at a time (all if None); each group's dictionaries are unloaded when it is done."""
     step = at_once or max(len(sites), 1)
     for start in range(0, len(sites), step):
         group = sites[start : start + step]
@@ -106,11 +106,11 @@ def site_groups(
 def site_states(
     model: LanguageModel, dictionaries: Mapping[Site, Dictionary], sites: Iterable[Site], tokens: Tokens
 ) -> dict[Site, Float[Tensor, "batch pos d_in"]]:
-    """What the dictionary at each site reads, from one forward pass; inside `intervening`, after the edits.
+    """The hidden states that each site's dictionary reads, from one forward pass; inside `intervening`, as edited.
 
     Raises:
         UnknownSite: for a site that the model or the dictionaries do not have.
-        InvalidArgument: as `LanguageModel.capture`.
+        InvalidArgument: as `LanguageModel.capture` does.
     """
     points = {site: dictionaries[site].point for site in sites}
     captured = model.capture(tokens, points.values())
@@ -118,7 +118,7 @@ def site_states(
 
 
 def encoded(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> Iterator[Float[Tensor, "some n_features"]]:
-    """The activations of n tokens, ENCODED_AT_ONCE at a time, without gradient.
+    """Yield the activations on n tokens, ENCODED_AT_ONCE at a time, without gradient.
 
     Raises:
         WidthMismatch: when the dictionary does not fit the model.
@@ -130,7 +130,9 @@ def encoded(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> Iterator[Floa
 
 
 def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
-    """A digest of everything `encode` uses, of where it reads, and of the kind of device.
+    """A digest of all that `encode` uses, of the point it reads, and of the kind of device.
+
+    Of an activation given as a Python function only the kind enters, not the function.
 
     Raises:
         BadFile: when a tensor read at first use is bad.
@@ -149,7 +151,7 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
 
 
 def model_digest(model: LanguageModel) -> str:
-    """Tells models apart: every parameter's name, shape, dtype and first values, and how texts are begun."""
+    """A digest that tells models apart: each parameter's name, shape, dtype and first values, and how texts begin."""
     digest = hashlib.sha256()
     if not model.prepend_bos and model.tokenizer.bos_token_id is not None:
         digest.update(b"texts without the begin-of-text token")

@@ -1,9 +1,9 @@
-"""Where each family of Hugging Face models keeps the tensors a dictionary reads: the only module paths.
+"""Where each family of Hugging Face models keeps the tensors that dictionaries read: the one place for module paths.
 
-An SAE reads one of four tensors of a layer: the residual stream after the block, what
-attention or the MLP adds to it, or the head outputs `z` before the output projection (section 3.3
-of arXiv 2502.03032 names the first three R_L, A_L and M_L; Gemma Scope trains attention on `z`). A
-transcoder reads what its MLP reads and writes what the MLP writes.
+An SAE reads one of four tensors of a layer: the residual stream after the block, what attention or the MLP adds to it,
+or the head outputs `z` before the output projection (section 3.3 of arXiv 2502.03032 names the first three R_L, A_L
+and M_L; Gemma Scope's attention SAEs are trained on `z`). A transcoder reads what the MLP reads and predicts what the
+MLP writes.
 
     site          Gemma 2 / 3                  Llama and its kin          GPT-2              GPT-NeoX
     res           model.layers.L               same                       transformer.h.L    gpt_neox.layers.L
@@ -12,13 +12,14 @@ transcoder reads what its MLP reads and writes what the MLP writes.
     z (input of)  self_attn.o_proj             self_attn.o_proj           attn.c_proj        attention.dense
     mlp_in        pre_feedforward_layernorm    post_attention_layernorm   ln_2               post_attention_layernorm
 
-Every site is the output of its module, and `z` the input of one. `mlp_in` is what the norm before the MLP
-returns, its gain included, and `mid` what that norm is given; OLMo 2 and 3 have no such norm, and there both are what
-the MLP is given. `[0]`: the module returns a tuple.
-With these taps, pre + att + mlp = post holds for each block up to rounding: Gemma 2 and 3, OLMo 2 and 3 and GLM 4 norm
-what a part wrote before adding it (sandwich norm), so there the site is the norm's output, not the part's. Granite
-multiplies it by a number of its configuration, and the site is the product.
-GPT-NeoX and most Falcons run both parts on the block's input, so the MLP does not see what attention wrote.
+Each of these is the output of the named module, except `z`, which is its module's input; `[0]` means that the module
+returns a tuple. `mlp_in` is the output of the norm before the MLP, gain included, and `mid` is that norm's input. OLMo
+2 and 3 have no such norm; there both are the MLP's input.
+
+With these taps, pre + att + mlp = post holds for each block up to rounding. Gemma 2 and 3, OLMo 2 and 3 and GLM 4 norm
+the output of attention and MLP before adding it (sandwich norm), so there the site is the norm's output. Granite
+multiplies the output by a number from its configuration, and the site is the product. GPT-NeoX and most Falcon models
+run both parts on the block's input, so the MLP does not see what attention wrote.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from saeflow.ids import Part, Site
 class Tap(enum.StrEnum):
     """Which tensor of a layer a dictionary reads; `Z` is the concatenated head outputs before `o_proj`.
 
-    `MLP_IN` and `MID` are read by transcoders alone: what the MLP module is called with, and the same before
-    the norm that precedes the MLP (the residual stream after attention; where both parts run in parallel, the
-    block's input).
+    Only transcoders read `MLP_IN` and `MID`. `MLP_IN` is the MLP module's input. `MID` is the same tensor before the
+    norm that precedes the MLP: the residual stream after attention, or the block's input where both parts run in
+    parallel.
     """
 
     RES = "res"
@@ -49,46 +50,46 @@ class Tap(enum.StrEnum):
 
     @staticmethod
     def of(part: Part) -> Tap:
-        """The tap whose tensor is the site's own: what the part adds to the stream, or the stream."""
+        """The tap whose tensor is the site itself: what the part adds to the residual stream, or the stream."""
         return Tap(part.value)
 
     @property
     def part(self) -> Part:
-        """The part of the site this tap serves: `Z` is read for attention, what the MLP reads for the MLP."""
+        """The part whose site this tap belongs to: attention for `Z`, the MLP for `MLP_IN` and `MID`."""
         if self.is_read_only:
             return Part.MLP
         return Part.ATT if self is Tap.Z else Part(self.value)
 
     @property
     def is_read_only(self) -> bool:
-        """Whether only transcoders read it, which write elsewhere: nothing is reconstructed there."""
+        """Whether only transcoders read this tap; they write elsewhere, so nothing is reconstructed here."""
         return self in (Tap.MLP_IN, Tap.MID)
 
 
 class View(enum.StrEnum):
-    """How a dictionary's file names its tensor, where only the model says what that means.
+    """How a dictionary's file names the tensor it reads, where the meaning of the name depends on the model.
 
-    `LanguageModel.settled` says it: in many models the last four are the tensor at the tap itself.
+    `LanguageModel.settled` resolves it: in many models the last four are the tensor at the tap itself.
     """
 
     OWN = ""
     """The tensor at the tap, as it stands in the model."""
     MODULE = "module"
-    """What the module of the part returns; a norm may follow before it is added to the stream."""
+    """The output of the part's module; a norm may follow before it is added to the residual stream."""
     NORM = "norm"
-    """What the norm after the part returns, in models that have one."""
+    """The output of the norm after the part, in models that have one."""
     RMS = "rms"
-    """What an RMSNorm before the MLP divides; of a LayerNorm it would be another vector."""
+    """The input of an RMSNorm before the MLP, which the dictionary itself rescales; undefined for a LayerNorm."""
     PROCESSED = "processed"
-    """As TransformerLens holds it by default: centred where the model has LayerNorms, z less the value bias."""
+    """As TransformerLens holds it by default: centred if the model has LayerNorms, and z without the value bias."""
 
 
 SAE_TAPS: Final = (Tap.RES, Tap.ATT, Tap.MLP, Tap.Z)
-"""The taps where a dictionary writes what it reads, and where its features can be edited."""
+"""The taps at which a dictionary reconstructs what it reads, and at which its features can be edited."""
 
 
 class Point(NamedTuple):
-    """One tensor of one layer. A site names `Point(layer, Tap.of(part))`; `z` has no site of its own."""
+    """One tensor of one layer. A site stands for `Point(layer, Tap.of(part))`; `z` is not a site."""
 
     layer: int
     tap: Tap
@@ -96,7 +97,7 @@ class Point(NamedTuple):
 
     @staticmethod
     def at(where: PointLike) -> Point:
-        """The point a site names, or the point itself."""
+        """The point that a site or a pair `(layer, tap)` stands for; a point is returned as it is."""
         if isinstance(where, Point):
             return where
         if isinstance(where, Site):
@@ -104,11 +105,11 @@ class Point(NamedTuple):
         return Point(where[0], Tap(where[1]))
 
     def __eq__(self, other: object) -> bool:
-        """A plain `(layer, tap)` is the tensor as it stands in the model."""
+        """A plain `(layer, tap)` equals the point with `View.OWN`."""
         return isinstance(other, tuple) and tuple(self) == (*other, View.OWN)[:3]
 
     def __hash__(self) -> int:
-        """As the plain tuple has it."""
+        """The hash of the plain tuple `(layer, tap)`, which may be equal to this point."""
         return hash((self.layer, self.tap))
 
     def __str__(self) -> str:
@@ -117,35 +118,35 @@ class Point(NamedTuple):
 
 
 PointLike: TypeAlias = Site | tuple[int, Tap] | Point
-"""A site, `(layer, Tap.Z)` for the head outputs before the output projection, which are no site, or a `Point`."""
+"""A site, a `Point`, or `(layer, tap)`, such as `(layer, Tap.Z)` for the head outputs, which are not a site."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The module paths of one family.
+    """The module paths of one model family.
 
-    `trunk` is a path in the model, `blocks`, `embed` and `final_norm` are paths in the trunk, and the
-    rest are paths in a block.
+    `trunk` is a path in the model; `blocks`, `embed` and `final_norm` are paths in the trunk; all other paths are
+    relative to a block.
 
     Attributes:
-        family: what people call it.
+        family: its common name.
         trunk: the model without its head; it takes token ids and a cache.
         blocks: the list of layers.
         embed: the token embedding.
-        final_norm: the norm between the last block and the head; None where a map of the user's does not say it.
-        att: the module whose output attention adds to the stream.
-        mlp: the module whose output the MLP adds to the stream.
+        final_norm: the norm between the last block and the head; None where a user's site map does not name it.
+        att: the module whose output is added to the residual stream for attention.
+        mlp: the module whose output is added to the residual stream for the MLP.
         first_norm: the norm that feeds attention; None where attention reads the stream itself.
         mlp_norm: the norm that feeds the MLP; None where the MLP reads the stream itself.
-        o_proj: the projection whose input is `z`; None where a map of the user's does not say it.
+        o_proj: the projection whose input is `z`; None where a user's site map does not name it.
         att_norm: the norm between `o_proj` and the stream, in sandwich-norm models.
         centred: whether the final norm subtracts the mean (LayerNorm) or not (RMSNorm).
-        v_proj: the projection that makes the values; None where a map of the user's does not say it.
-        fused: how `v_proj` holds queries, keys and values together: "" not at all, "columns" one after the
-            other, "heads" those of a head, or of the heads that share a key and a value, side by side.
+        v_proj: the projection that computes the values; None where a user's site map does not name it.
+        fused: how `v_proj` also holds queries and keys: "" it does not; "columns" all queries, then all keys, then
+            all values; "heads" side by side for each head, or for each group of heads that share a key and a value.
         parallel: whether the MLP reads the block's input instead of the stream after attention.
-        multiplier: the entry of the configuration that what each part returns is multiplied by; "" for none.
-        in_place: whether the block adds attention's output to that of the MLP in place, which spoils what was read.
+        multiplier: the configuration entry by which each part's output is multiplied; "" for none.
+        in_place: whether the block adds attention's output to the MLP's in place, overwriting the tensor a hook read.
     """
 
     family: str
@@ -168,24 +169,24 @@ class Architecture:
 
     @property
     def attention(self) -> str:
-        """The attention module, which a norm may follow."""
+        """The path of the attention module, without a norm that may follow it."""
         return self.att if self.o_proj is None else self.o_proj.rpartition(".")[0]
 
     @property
     def norms_attention(self) -> bool:
-        """Whether `post_attention_layernorm` norms what attention wrote; elsewhere it is the norm before the MLP."""
+        """Whether `post_attention_layernorm` norms the output of attention; in other families it precedes the MLP."""
         return self.att_norm == "post_attention_layernorm"
 
     @property
     def mlp_module(self) -> str:
-        """The MLP, which a norm may follow."""
+        """The path of the MLP module, without a norm that may follow it."""
         return self.mlp if self.att_norm is None else "mlp"
 
     def module(self, tap: Tap, view: View = View.OWN) -> str:
-        """The path within a block of the module that holds `tap`: its output, or its input (`is_input`).
+        """The path within a block of the module whose output, or input (see `is_input`), is the tensor at `tap`.
 
         Raises:
-            InvalidArgument: for z in a map that does not say where it is.
+            InvalidArgument: for z, when the site map does not say where it is.
         """
         if view is View.MODULE and tap in (Tap.ATT, Tap.MLP):
             return self.attention if tap is Tap.ATT else self.mlp_module
@@ -196,12 +197,12 @@ class Architecture:
         return {Tap.RES: "", Tap.ATT: self.att, Tap.MLP: self.mlp}[tap]
 
     def is_input(self, tap: Tap) -> bool:
-        """Whether the tensor is what its module is given, not what it returns."""
+        """Whether the tensor at `tap` is its module's input rather than its output."""
         return tap in (Tap.Z, Tap.MID) or (tap is Tap.MLP_IN and self.mlp_norm is None)
 
 
 def named(path: str | None, key: str) -> str:
-    """A path of an `Architecture`. Raises InvalidArgument where a map of the user's has none."""
+    """Return `path`, one of an `Architecture`. Raises InvalidArgument if a user's site map left it out."""
     if path is None:
         raise InvalidArgument(f"the map of this model's sites has no {key!r}. Name that module in sites={{...}} too.")
     return path
@@ -286,14 +287,14 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         fused="heads",
     ),
 }
-"""`model.config.model_type` -> the family's paths; `architecture_of` puts in what a configuration decides."""
+"""`model.config.model_type` -> the family's paths; `architecture_of` adjusts them to the configuration."""
 
 
 def architecture_of(config: object) -> Architecture:
-    """The module paths of a model, by its configuration.
+    """The module paths of a model, from its configuration.
 
     Raises:
-        UnknownArchitecture: when no family of that name is mapped; the message lists those that are.
+        UnknownArchitecture: when its `model_type` is not mapped; the message lists those that are.
     """
     model_type = str(getattr(config, "model_type", ""))
     found = ARCHITECTURES.get(model_type)
@@ -307,7 +308,7 @@ def architecture_of(config: object) -> Architecture:
     if found.parallel and not setting("use_parallel_residual", True):
         return replace(found, parallel=False)
     if model_type == "falcon" and (setting("parallel_attn", True) or setting("new_decoder_architecture", False)):
-        # 40B and later norm apart for each part, 7B once for both; only their serial form has the norms of GPT-2
+        # 40B and later have a norm for each part, 7B one for both; only the serial form has GPT-2's two norms
         norms = setting("num_ln_in_parallel_attn", None) or 2
         apart = setting("new_decoder_architecture", False) and norms == 2
         first, second = ("ln_attn", "ln_mlp") if apart else ("input_layernorm", "input_layernorm")

@@ -1,17 +1,17 @@
-"""Run single blocks of a model again, on hidden states of one's own, next to the caches of a clean pass.
+"""Rerun single blocks of a model on changed hidden states, next to the key-value cache of a clean pass.
 
-A clean pass of one text records what every block was called with, its keys and values, and the hidden
-states at the requested layers. The model's own modules then answer two questions:
+A clean pass of one text records the arguments, keys and values of every block, and the hidden states at the requested
+layers. The model's own modules then compute two things:
 
-1. `rows`: block L at single tokens, many variants in one call. The variants of a token, and different
-   tokens, are side by side along the sequence axis; a mask lets each see the clean keys and values of the
-   tokens before its own (within the layer's sliding window) and its own new ones, and no other variant.
-   So the clean keys and values are shared, not copied, and rotary angles are picked by token.
-2. `onward`: block L on the tokens from t on, many variants in a batch, against the clean keys and values of
-   the tokens before t, which no change at t can reach.
+1. `rows`: block L at single tokens, many variants in one call. All variants, of the same and of different tokens,
+   lie side by side along the sequence axis; a mask lets each see the clean keys and values of the tokens before its
+   own (within the layer's sliding window) and its own new ones, but no other variant. So the clean keys and values
+   are shared, not copied, and rotary angles are picked by token.
+2. `onward`: block L on the tokens from t on, many variants in a batch, against the clean keys and values of the
+   tokens before t, which no change at t can reach.
 
-Nothing of a transformer is written here: grouped queries, soft caps, sandwich norms, rotary variants and
-parallel parts are whatever the model's modules do. Needs attention that takes a mask (`sdpa`, `eager`).
+No part of a transformer is reimplemented here: grouped queries, soft caps, sandwich norms, rotary variants and
+parallel parts are whatever the model's modules do. Attention must take a mask (`sdpa` or `eager`).
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MASKED_ATTENTION = ("sdpa", "eager")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stages:
-    """What one block held in the clean pass, without the batch axis.
+    """The tensors of one block in the clean pass, without the batch axis.
 
     Attributes:
-        entry: what it read, `Float[Tensor, "pos d_model"]`: the residual stream of the layer before.
-        attention: what its attention module returned, before any norm.
+        entry: the block's input, `Float[Tensor, "pos d_model"]`: the residual stream of the layer before.
+        attention: the output of its attention module, before any norm.
         taps: the tensor at each tap, `Float[Tensor, "pos width"]`.
     """
 
@@ -54,27 +54,27 @@ class Stages:
 
 
 class _Beside:
-    """Stands where a block expects its cache: new keys and values follow clean ones that stay as they are."""
+    """A stand-in for a block's cache: appends new keys and values to the clean ones without changing those."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._clean = (keys, values)
 
     def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """The clean ones with the new after them."""
+        """The clean keys and values, followed by the new ones."""
         old_keys, old_values = (clean.expand(len(keys), -1, -1, -1) for clean in self._clean)
         return torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
 
     def get_seq_length(self, *_: object) -> int:
-        """None are seen. Llama 4 asks it for a scale of its queries that is 1 in texts shorter than `floor_scale`."""
+        """0. Llama 4 scales its queries by it, by a factor that is 1 in texts shorter than `floor_scale`."""
         return 0
 
 
 class CleanPass:
-    """One forward pass of one text, and its blocks to be run again. See the head of the file.
+    """One forward pass of one text, whose blocks can be rerun. See the module docstring.
 
     Attributes:
         n_tokens: the text's length, the begin-of-text token included.
-        stages: layer -> what its block held, for the requested layers.
+        stages: layer -> the tensors of its block, for the requested layers.
         final: the residual stream after the last block, `Float[Tensor, "pos d_model"]`.
     """
 
@@ -82,8 +82,9 @@ class CleanPass:
         """Run the text once, without the head.
 
         Raises:
-            InvalidArgument: for other than one text, for padding, a model whose attention takes no mask or counts its
-                keys itself, or hidden states that are NaN or infinite.
+            InvalidArgument: for anything but one text, for padding or a text beyond the model's context, for a model
+                whose attention takes no mask or takes a key's index for its position, or for hidden states that are
+                NaN or infinite.
             UnknownSite: for a layer the model does not have.
         """
         if len(tokens.input_ids) != 1 or not bool(tokens.attention_mask.all()):
@@ -117,7 +118,7 @@ class CleanPass:
                     stack.callback(model.watch(Point(layer, tap), _keeper(kept, (layer, tap.value))).remove)
             last = watch_output(model.block(model.n_layers - 1), _keeper(kept, (-1, "final")))
             stack.callback(last.remove)
-            # releases of transformers name the argument differently
+            # the argument's name differs between releases of transformers
             arguments = inspect.signature(model.trunk.forward).parameters.values()
             cache_name = next(one.name for one in arguments if "Cache" in str(one.annotation))
             out = model.trunk(
@@ -140,7 +141,7 @@ class CleanPass:
 
     @property
     def n_vocabulary(self) -> int:
-        """How many logits a token has."""
+        """The size of the vocabulary: how many logits each token has."""
         return int(self._model.hf_model.config.get_text_config().vocab_size)
 
     def rows(
@@ -153,16 +154,16 @@ class CleanPass:
         attend: bool = True,
         seen: Int[Tensor, " m"] | None = None,
     ) -> dict[Tap, Float[Tensor, "n width"]]:
-        """Block `layer` on `n` variants of single tokens, and what it holds at each tap.
+        """Run block `layer` on `n` variants of single tokens and return its tensor at each tap.
 
         Args:
             layer: any layer; one of the requested ones when `attend` is False.
             h: what each variant reads from the residual stream.
-            positions: the token each one is a variant of.
-            changes: functions of the variants' hidden states `[n width]` at taps, applied on the way.
-            attend: False where `h` is the clean stream: what attention wrote is then known, and only what
-                follows it is run.
-            seen: for each of the last `m` variants, the row of a variant of an earlier token that it sees in place
+            positions: the token position of which each row is a variant.
+            changes: by tap, a function of the variants' tensor `[n width]` there, applied during the pass.
+            attend: pass False where `h` is the clean stream: the attention output is then known from the clean pass,
+                and only what follows it is computed.
+            seen: for each of the last `m` variants, the row of a variant of an earlier token that it sees instead
                 of that token.
 
         Raises:
@@ -184,7 +185,7 @@ class CleanPass:
     def onward(
         self, layer: int, h: Float[Tensor, "batch pos d_model"], start: int
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The output of block `layer` on variants of the tokens from `start` on, as many as `h` holds.
+        """The output of block `layer` on variants of the tokens from `start` on, as many tokens as `h` holds.
 
         Raises:
             UnknownSite: for a layer the model does not have.
@@ -199,7 +200,7 @@ class CleanPass:
         return out if isinstance(out, Tensor) else out[0]
 
     def logits(self, h: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """The logits of hidden states after the last block: the final norm and the model's own head."""
+        """The logits for hidden states after the last block, by the final norm and the model's own head."""
         trunk = self._model.trunk
         norm = trunk.get_submodule(named(self._model.architecture.final_norm, "norm"))
 
@@ -211,7 +212,7 @@ class CleanPass:
             return self._model.hf_model(input_ids=ids, use_cache=False).logits[:, 0]
 
     def _recall_attention(self, layer: int, positions: Int[Tensor, " n"], *, through_z: bool) -> Callable[..., object]:
-        """What attention returned in the clean pass; `through_z` projects z again, so that a hook can change it."""
+        """A forward giving the clean attention output; `through_z` recomputes it from z, so that hooks can change z."""
         stages = self.stages[layer]
 
         def recall(*_: object, **__: object) -> object:
@@ -223,21 +224,21 @@ class CleanPass:
         return recall
 
     def _note_call(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        """Record the arguments by name, whichever way they came, but the hidden states."""
+        """Record a block's arguments by name, positional or not, except the hidden states."""
         bound = inspect.signature(block.forward).bind(*args, **kwargs)
         named: dict[str, object] = {}
         for name, value in bound.arguments.items():
             kind = bound.signature.parameters[name].kind
             named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
         named.pop("hidden_states", None)
-        # transformers leaves the mask out, or None, where plain causal attention needs none; ours is never plain
+        # transformers omits the mask, or passes None, for plain causal attention; reruns always need one
         named.setdefault("attention_mask", None)
         self._calls.append(named)
 
     def _call(
         self, layer: int, cache: _Beside | None, columns: Int[Tensor, " n"], mask: Tensor | None
     ) -> dict[str, object]:
-        """The block's recorded arguments, for the tokens `columns` with another cache."""
+        """The block's recorded arguments, restricted to the tokens `columns`, with another cache and mask."""
         call: dict[str, object] = {}
         for name, value in self._calls[layer].items():
             if isinstance(value, Cache):
@@ -257,6 +258,7 @@ class CleanPass:
     def _call_rows(
         self, layer: int, positions: Int[Tensor, " n"], h: Tensor, seen: Int[Tensor, " m"] | None
     ) -> dict[str, object]:
+        # keys: the clean ones of tokens 0 to width - 1, then one of each variant
         n, width = len(h), int(positions.max())
         keys, values = self._keys_values[layer]
         visible = torch.zeros(n, width + n, dtype=torch.bool, device=h.device)
@@ -264,7 +266,7 @@ class CleanPass:
         columns = torch.arange(width, device=h.device)
         visible[:, :width] &= columns < positions[:, None]
         visible[:, width:].fill_diagonal_(fill_value=True)
-        if seen is not None:
+        if seen is not None:  # swap the clean key of that token for the key of its variant
             readers = torch.arange(n - len(seen), n, device=h.device)
             visible[readers, width + seen] = visible[readers, positions[seen]]
             visible[readers, positions[seen]] = False
@@ -272,7 +274,7 @@ class CleanPass:
         return self._call(layer, beside, positions, _additive(visible, h))
 
     def _visibility(self) -> list[Bool[Tensor, "pos pos"]]:
-        """For each layer, which tokens each token attends to; layers with one mask share one tensor."""
+        """For each layer, which tokens each token can attend to; layers with the same mask share a tensor."""
         made: dict[int, Tensor] = {}
         masks = [cast("Tensor | None", call["attention_mask"]) for call in self._calls]
         for mask in masks:
@@ -280,18 +282,18 @@ class CleanPass:
                 device = self._tokens.input_ids.device
                 made[id(mask)] = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool, device=device).tril()
             elif id(mask) not in made:
-                # which keys it lets through: True in a boolean mask, 0 in one that is added
+                # visible keys are True in a boolean mask, and 0 in an additive one
                 made[id(mask)] = mask[0, 0] if mask.dtype is torch.bool else mask[0, 0] == 0
         for call in self._calls:
-            call["attention_mask"] = None  # every later call gets its own
+            call["attention_mask"] = None  # free the masks: every rerun gets its own
         return [made[id(mask)] for mask in masks]
 
 
 def _refuse_positions_by_index(model: LanguageModel, n_tokens: int) -> None:
-    """Refuse attention that takes where a key stands in its list for the token's position: ours stand elsewhere.
+    """Refuse attention that takes a key's index in the list for its token position: here the two differ.
 
     Raises:
-        InvalidArgument: naming the setting of the model.
+        InvalidArgument: with the model's setting.
     """
     config: Any = model.hf_model.config.get_text_config()
     why = ""

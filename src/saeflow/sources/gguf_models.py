@@ -1,10 +1,10 @@
-"""Models in GGUF files: transformers converts them, and what it leaves out is put right or refused.
+"""Models in GGUF files: transformers converts them, and what it leaves out is restored or refused here.
 
 A GGUF file holds configuration, tokenizer and weights, mostly quantised. transformers maps sizes and the base of the
-rotary embedding. Without an error it drops the scaling of rotary frequencies (Llama 3.1 and later, long versions of
-Qwen, Gemma 3 from 4B), caps on logits, Gemma's scale of attention where it is not that of the head's width, the width
-of Qwen 3's heads, the context of GPT-2, and biases that the configuration does not request. A model without them
-computes something else and looks well.
+rotary embedding. It silently drops the scaling of rotary frequencies (Llama 3.1 and later, long-context versions of
+Qwen, Gemma 3 from 4B), caps on logits, Gemma's attention scale where it differs from the usual one of the head width,
+the width of Qwen 3's heads, the context length of GPT-2, and biases that the configuration does not request. Without
+them a model still runs but computes something else.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FREQUENCIES: Final = "rope_freqs.weight"
 _LLAMA_3: Final = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA_3_CONTEXT: Final = 8192
 _LARGEST_GEMMA: Final = {"gemma2": 46, "gemma3": 62}
-"""Layers of the 27B models, whose attention is scaled by d_model / heads instead of the head's width; as in llama.cpp,
-since the file does not say it."""
+"""Number of layers of the 27B models, whose attention is scaled by d_model / heads instead of the head width. The file
+does not say so; llama.cpp recognises them in the same way."""
 
 
 def gguf_file(place: Path) -> Path | None:
-    """The GGUF file that is meant: the file itself, or the only one of a folder that holds no model otherwise.
+    """The GGUF file at a path: the file itself, or the only one in a folder without a config.json; None otherwise.
 
     Raises:
         UnknownRelease: when a folder holds several.
@@ -49,13 +49,13 @@ def gguf_file(place: Path) -> Path | None:
 
 
 def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a GGUF file, unpacked to `dtype`, and its tokenizer; modules are like any other's.
+    """The model of a GGUF file, unpacked to `dtype` in ordinary modules, and its tokenizer.
 
     Raises:
         UnknownArchitecture: when the sites of this kind of model are not mapped.
         MissingExtra: when gguf or accelerate is not installed.
-        BadFile: when transformers does not convert the file.
-        UnsupportedFormat: when it would leave something out that cannot be put right.
+        BadFile: when transformers cannot convert the file.
+        UnsupportedFormat: when transformers would leave out something that cannot be restored.
     """
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
@@ -67,7 +67,7 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         )
     from gguf import GGUFReader
 
-    # later versions keep weights packed in modules of their own unless told otherwise; earlier ones never do
+    # later versions of transformers keep weights packed in special modules by default; earlier ones never do
     settings: Any = getattr(transformers, "GgufConfig", None)
     unpacked = {} if settings is None else {"quantization_config": settings(dequantize=True)}
     try:
@@ -82,29 +82,29 @@ def load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         tokenizer("a")
     except (UnknownArchitecture, UnsupportedFormat):
         raise
-    except Exception as error:  # of bytes that are not GGUF, gguf and numpy raise whatever they stumble on
+    except Exception as error:  # on bytes that are not GGUF, gguf and numpy raise errors of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadFile(
             f"the GGUF file {str(file)!r} does not load as a model through transformers {transformers.__version__}: "
             f"{reason} Give the model that it was converted from, as a folder of safetensors or a name on the hub."
         ) from error
     quantizer = getattr(hf_model, "hf_quantizer", None)
-    if quantizer is not None:  # the weights are plain now; with it, save_pretrained would refuse them as quantised
+    if quantizer is not None:  # the weights are plain now, but save_pretrained would refuse them as quantised
         quantizer.remove_quantization_config(hf_model)
     hf_model.config.name_or_path = str(file)
     return cast("PreTrainedModel", hf_model), tokenizer
 
 
 def _mend_config(file: Path, reader: Any, config: Any) -> None:
-    """Put into a configuration what transformers left out of a GGUF file.
+    """Restore in a configuration what transformers left out of a GGUF file.
 
     Args:
         file: the GGUF file.
-        reader: gguf's, of it.
-        config: what `AutoConfig` made of it; changed in place.
+        reader: its `GGUFReader`.
+        config: the configuration that `AutoConfig` made of it; changed in place.
 
     Raises:
-        UnsupportedFormat: when the file scales its rotary frequencies in a way that is not known.
+        UnsupportedFormat: when the file scales its rotary frequencies in an unknown way.
     """
     family = str(reader.fields["general.architecture"].contents())
 
@@ -153,10 +153,10 @@ def _scaling(file: Path, field: Any) -> dict[str, Any]:
 
 
 def _llama_3(file: Path, factors: torch.Tensor, theta: float) -> dict[str, Any]:
-    """The setting of Llama 3 that gives the factors, one per frequency, that the file has.
+    """The Llama 3 rotary setting that reproduces the file's factors, one per frequency; empty if all are 1.
 
-    The formula is that of Llama 3.1's configuration: frequencies with waves shorter than a quarter of the original
-    context stay, those longer than it are divided by the factor, and those between are interpolated.
+    The formula is that of Llama 3.1's configuration: frequencies with wavelengths below a quarter of the original
+    context stay, those above the context are divided by the factor, and those between are interpolated.
     """
     if bool((factors == 1).all()):
         return {}
@@ -178,17 +178,17 @@ def _set_rotary(config: Any, scaling: dict[str, Any]) -> None:
     entries = getattr(config, "rope_parameters", None)
     if entries is None:  # transformers 4
         config.rope_scaling = scaling
-    else:  # layers with a sliding window are not scaled
+    else:  # where layers have separate settings, those with a sliding window are not scaled
         entries.get("full_attention", entries).update(scaling)
 
 
 def _refuse_incomplete(file: Path, reader: Any, hf_model: Any) -> None:
-    """Check that every number of a GGUF file is in the model that was made of it, and no others are.
+    """Check that the model made from a GGUF file has exactly as many weights as the file.
 
-    transformers skips tensors that it does not know, and makes weights that it does not find at random.
+    transformers skips tensors that it does not know, and initialises missing weights at random.
 
     Raises:
-        UnsupportedFormat: otherwise.
+        UnsupportedFormat: when the two numbers differ.
     """
     stored = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _FREQUENCIES)
     made = sum(parameter.numel() for parameter in hf_model.parameters())

@@ -1,11 +1,11 @@
 """How edits reach a running model: forward hooks, and edits turned into functions of the hidden state.
 
-`LanguageModel` attaches what this file builds. Each hook gets its own function as an argument, so
-with several layers every layer applies its own vectors.
+`LanguageModel` attaches the hooks built here. Each hook takes its function as an argument, so every layer applies its
+own vectors.
 
-A decoded token passes every hook, so their functions do little: the vectors of all `Add`s at a point are
-summed beforehand, of an encoder only the chosen columns are computed, and what they need is moved to the
-device of the hidden state once.
+Every decoded token passes every hook, so their functions do as little as possible: the vectors of consecutive `Add`s
+at a point are summed beforehand, only the chosen features are encoded, and tensors are moved to the hidden state's
+device once.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.weights import unit_rows
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
-"""A function of the hidden state `Float[Tensor, "batch pos d_in"]` that returns one of the same shape."""
+"""A function from a hidden state `Float[Tensor, "batch pos d_in"]` to its replacement, of the same shape."""
 
 _Call: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 Watcher: TypeAlias = Callable[[Tensor], Tensor | None]
-"""As `Change`; None leaves the hidden state as it is."""
+"""As `Change`, but returning None leaves the hidden state as it is."""
 
 
 def watch_output(module: nn.Module, act: Watcher) -> RemovableHandle:
-    """Call `act` on what `module` returns, a tensor or a tuple beginning with it, and put back its answer.
+    """Call `act` on the output of `module`, a tensor or a tuple beginning with one, and put its answer in place.
 
-    The tokens of all texts in one list, as mixtures of experts may return them, are put in the form of what the module
-    was given.
+    Mixtures of experts may return the tokens of all texts in one list; `act` then sees them in the batch shape of the
+    module's input.
 
     Raises:
-        InvalidArgument: in a pass where the module was given them in one list too.
+        InvalidArgument: during a pass, when the module's input is such a list too.
     """
 
     def hook(_module: nn.Module, args: tuple[object, ...], output: Tensor | tuple[object, ...]) -> object:
@@ -67,7 +67,7 @@ def watch_output(module: nn.Module, act: Watcher) -> RemovableHandle:
 
 
 def watch_input(module: nn.Module, act: Watcher) -> RemovableHandle:
-    """Call `act` on the hidden state `module` is called with, and put back its answer."""
+    """Call `act` on the hidden state that is the input of `module`, and put its answer in place."""
 
     def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> _Call | None:
         if args:
@@ -80,7 +80,7 @@ def watch_input(module: nn.Module, act: Watcher) -> RemovableHandle:
 
 
 def with_shift(shift: Float[Tensor, " d_in"] | None, act: Watcher) -> Watcher:
-    """`act` on the hidden state less `shift`, or less its own mean, which is put back on its answer."""
+    """`act` on the hidden state minus `shift` (or, for None, minus each token's mean), added back to its answer."""
 
     def shifted(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
         away = h.mean(dim=-1, keepdim=True) if shift is None else shift.to(h)
@@ -92,7 +92,7 @@ def with_shift(shift: Float[Tensor, " d_in"] | None, act: Watcher) -> Watcher:
 
 
 def with_factor(factor: float, act: Watcher) -> Watcher:
-    """`act` on `factor` times the hidden state, divided out of its answer; what it leaves alone keeps every bit."""
+    """`act` on `factor` times the hidden state, its answer divided by `factor`; unchanged values keep every bit."""
 
     def scaled(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
         seen = h * factor
@@ -103,7 +103,7 @@ def with_factor(factor: float, act: Watcher) -> Watcher:
 
 
 def with_copies(act: Watcher) -> Watcher:
-    """`act` on a copy of the hidden state, and a copy of its answer: the model changes its own in place."""
+    """`act` on a copy of the hidden state, with a copy of its answer: the model changes the tensor in place later."""
 
     def copied(h: Float[Tensor, "batch pos d_in"]) -> Tensor | None:
         changed = act(h.clone())
@@ -114,7 +114,7 @@ def with_copies(act: Watcher) -> Watcher:
 
 @contextlib.contextmanager
 def answered_by(module: nn.Module, forward: Callable[..., object]) -> Generator[None, None, None]:
-    """Let `forward` answer in place of `module`, whose hooks still run; what stood there comes back after."""
+    """Inside the context, replace the forward of `module`, whose hooks still run; restore it afterwards."""
     own = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
@@ -128,17 +128,17 @@ def answered_by(module: nn.Module, forward: Callable[..., object]) -> Generator[
 
 @dataclass
 class Clock:
-    """Which tokens of their texts the columns of the running forward pass hold.
+    """The token position of each column of the running forward pass.
 
     Attributes:
-        positions: counted from the first real token of each text, so that padding on the left moves none, with one
-            row where all texts have the same; -1 at padding, which no `Where` reaches.
+        positions: counted from the first real token of each text, so that padding on the left does not shift them;
+            one row if all texts have the same positions; -1 at padding, which no `Where` reaches.
     """
 
     positions: Int[Tensor, "#batch pos"] = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.long))
 
     def follow(self, trunk: nn.Module) -> RemovableHandle:
-        """Read the time before every forward of `trunk`, the model without its head."""
+        """Update `positions` before every forward of `trunk`, the model without its head."""
         names = list(inspect.signature(trunk.forward).parameters)
 
         def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -147,7 +147,7 @@ class Clock:
         return trunk.register_forward_pre_hook(hook, with_kwargs=True)
 
     def inside(self, tokens: Where) -> Bool[Tensor, "#batch pos"]:
-        """Which columns hold a token that `tokens` reaches."""
+        """Which columns hold a token that `tokens` selects."""
         at = self.positions
         if isinstance(tokens, Positions):
             return torch.isin(at, torch.tensor(tokens.at, dtype=at.dtype, device=at.device))
@@ -156,10 +156,11 @@ class Clock:
 
 
 def token_positions(call: Mapping[str, object]) -> Int[Tensor, "#batch pos"]:
-    """The positions of a forward pass, as in `Clock`, from what a trunk was called with.
+    """The positions of a forward pass, as in `Clock`, from the arguments of the trunk's forward.
 
-    `position_ids` and the attention mask say it where they are given; else the cache, an argument that tells how many
-    tokens it holds, whatever its name (transformers 5.24 calls it `cache`, before it was `past_key_values`).
+    They follow from `position_ids` and the attention mask where given, else from the number of tokens in the cache. The
+    cache is any argument with `get_seq_length`, since its name differs (transformers 5.24 calls it `cache`, earlier
+    versions `past_key_values`).
     """
     ids = call.get("input_ids")
     given = cast("Tensor", call.get("inputs_embeds") if ids is None else ids)
@@ -181,16 +182,16 @@ def token_positions(call: Mapping[str, object]) -> Int[Tensor, "#batch pos"]:
 
 
 class Timed(dict[Point, Change]):
-    """Functions by point that follow the same clock, for those that act at some token positions alone."""
+    """Functions by point that share a clock, for functions that act only at some token positions."""
 
     def __init__(self, changes: Mapping[Point, Change], clock: Clock) -> None:
-        """`LanguageModel.intervening` sets the clock before every forward pass."""
+        """Hold `clock`, which `LanguageModel.intervening` updates before every forward pass."""
         super().__init__(changes)
         self.clock = clock
 
 
 def at_tokens(tokens: Where, clock: Clock, change: Change) -> Change:
-    """`change`, applied at the chosen token positions and nowhere else."""
+    """`change`, applied only at the chosen token positions."""
     if tokens == EVERYWHERE:
         return change
 
@@ -206,7 +207,11 @@ def at_tokens(tokens: Where, clock: Clock, change: Change) -> Change:
 
 
 def spliced(point: Point, fn: Change) -> Change:
-    """`fn`, its answer checked for the shape of what it replaces."""
+    """`fn`, with a check that its result has the shape of the hidden state; cast to its dtype and device.
+
+    Raises:
+        WidthMismatch: during a pass, when the shape differs.
+    """
 
     def splice(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
         new = fn(h)
@@ -222,13 +227,13 @@ def spliced(point: Point, fn: Change) -> Change:
 
 @dataclass
 class Placed:
-    """A tensor, and the copy of it on the device and in the dtype it was last needed in."""
+    """A tensor, with a cached copy on the device and in the dtype last needed."""
 
     tensor: Tensor
     _copy: Tensor | None = field(default=None, init=False)
 
     def like(self, h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor where `h` is, in the dtype of `h` unless another is given."""
+        """The tensor on the device of `h`, in the dtype of `h` unless another is given."""
         dtype = h.dtype if dtype is None else dtype
         if self._copy is None or self._copy.dtype != dtype or self._copy.device != h.device:
             self._copy = self.tensor.to(device=h.device, dtype=dtype)
@@ -236,26 +241,26 @@ class Placed:
 
 
 def negative_zeros(change: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-    """`change` with every 0 as -0.0, which added to any number leaves its bits: 0.0 turns a -0.0 into 0.0."""
+    """`change` with each 0 as -0.0, which changes no bit when added to a number: adding 0.0 turns -0.0 into 0.0."""
     return change.masked_fill(change == 0, -0.0)
 
 
 class FeatureContribution:
-    """The part of a reconstruction that some features of a dictionary have: a V, in the space of its tap.
+    """What some features of a dictionary contribute to its reconstruction: a V, in the space of its tap.
 
-    V are the decoder rows as the dictionary scales them, and activations are those of its own encoder. Only the
-    chosen columns of the encoder are computed, except where features compete, as under TopK. Where the
-    dictionary normalises each token, the contribution is scaled back as its `decode` does.
+    V are the dictionary's decoder rows in their stored scale, and a the activations from its own encoder. Only the
+    chosen features are encoded, except where features compete, as under TopK. Where the dictionary normalises each
+    token, the contribution is scaled back as `decode` does.
     """
 
     def __init__(self, dictionary: Dictionary, features: Sequence[int]) -> None:
-        """Hold the columns and rows of `features`, indices of the dictionary."""
+        """Hold the encoder and decoder rows of `features`, indices into the dictionary."""
         index = torch.tensor(features, device=dictionary.W_dec.device)
         self._rows = Placed(dictionary.W_dec[index])
         self._columns = Placed(index) if isinstance(dictionary.activation, COMPETING) else None
         self._encoder, self._device = dictionary, dictionary.W_dec.device
         if not isinstance(dictionary.activation, COMPETING):
-            # a dictionary of these features: its encoding is those columns of the whole one
+            # a dictionary of these features alone: its activations are those columns of the whole one's
             self._encoder = Dictionary(
                 dictionary.site,
                 tap=dictionary.tap,
@@ -281,12 +286,12 @@ class FeatureContribution:
         return acts if self._columns is None else acts[..., self._columns.like(x, torch.long)]
 
     def rescaling(self, h: Float[Tensor, "*batch d_in"], factors: Placed | float) -> Float[Tensor, "*batch d_in"]:
-        """(r - 1) a V, which added to `h` rescales the features by r; -0.0 where it adds nothing.
+        """(r - 1) a V, which rescales the features by r when added to `h`; -0.0 where nothing is added.
 
         Computed in the dtype of the dictionary, returned in that of `h`.
 
         Args:
-            h: as the dictionary reads it.
+            h: the hidden state that the dictionary reads.
             factors: r - 1, one for all features or `Float[Tensor, "#*batch k"]`.
 
         Raises:
@@ -297,23 +302,22 @@ class FeatureContribution:
         acts = acts * factors.like(x) if isinstance(factors, Placed) else acts
         change = acts @ self._rows.like(x) * self._encoder.scale(x)
         change = change if isinstance(factors, Placed) else factors * change
-        # 0.0 would turn a -0.0 of h into 0.0
         return negative_zeros(change).to(h)
 
 
 class ActiveAddition:
-    """s V of some features of a dictionary, each at the tokens where it is active; V are unit rows in the stream."""
+    """s V for some features of a dictionary, each at the tokens where it is active; V are unit rows in the stream."""
 
     def __init__(self, dictionary: Dictionary, features: Sequence[FeatureId], model: AttentionWriter) -> None:
-        """Hold the encoder's columns and the rows of `features`."""
+        """Hold the encoder rows and the directions of `features`."""
         self._contribution = FeatureContribution(dictionary, indices(features, dictionary))
         self._rows = Placed(stream_units(dictionary, features, model))
 
     def adding(self, h: Float[Tensor, "*batch d_model"], strengths: Placed) -> Float[Tensor, "*batch d_model"]:
-        """What is added to `h`; -0.0 where nothing is.
+        """The vector to add to `h` at each token; -0.0 where nothing is added.
 
         Args:
-            h: as the dictionary reads it.
+            h: the hidden state that the dictionary reads.
             strengths: s, `Float[Tensor, "#*batch k"]`.
         """
         on = self._contribution.activations(h) > 0
@@ -321,7 +325,7 @@ class ActiveAddition:
 
 
 def keeping_norm(change: Change) -> Change:
-    """`change`, each token's answer brought back to the length that it came with; a token left as it is stays so."""
+    """`change`, with each token's result rescaled to its original norm; tokens it leaves unchanged keep every bit."""
 
     def kept(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         return at_norm_of(h, change(h))
@@ -332,17 +336,16 @@ def keeping_norm(change: Change) -> Change:
 def at_norm_of(
     h: Float[Tensor, "*batch d_model"], new: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch d_model"]:
-    """`new` at the length of `h`; where both are equal, or `new` is 0, as it is."""
+    """`new` rescaled to the norm of `h` at each token; unscaled where the two are equal or `new` is 0."""
     own, length = (torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) for x in (h, new))
     alike = (new == h).all(dim=-1, keepdim=True) | (length == 0)
     return torch.where(alike, new, (new * (own / length)).to(new.dtype))
 
 
 def rescaling(edit: Rescale, dictionary: Dictionary) -> Change:
-    """h + (r - 1) a V, with a from the dictionary's own encoder on the h that comes in.
+    """h + (r - 1) a V, with a from the dictionary's own encoder on the incoming h.
 
-    Features with r = 1 are left out, and so is the whole change where no feature is left or none is active:
-    no bit of h changes then.
+    Features with r = 1 are left out. Where none remains or none is active, no bit of h changes.
 
     Raises:
         UnknownFeature: for an index outside the dictionary.
@@ -363,16 +366,15 @@ def _unchanged(h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d
 def added(
     edit: Add | AddVector, dictionaries: Mapping[Site, Dictionary] | None, model: AttentionWriter
 ) -> Float[Tensor, " d_model"]:
-    """What is added to the residual stream, in float32 on the CPU.
+    """The vector that an edit adds to the residual stream, in float32 on the CPU.
 
-    Of features s V, with V the unit rows there; rows of z are projected by the model. Those of strength 0 are left out.
+    For features it is s V, with V their unit rows in the stream; the model projects rows of z.
 
     Raises:
-        InvalidArgument: for features without dictionaries.
+        InvalidArgument: for features without dictionaries, or a feature whose decoder row has no direction.
         UnknownSite: for features without a dictionary at their site.
         UnknownFeature: for an index outside the dictionary.
-        WidthMismatch: for a dictionary on z that is not this model's, or a vector of another width than the stream.
-        InvalidArgument: for a feature whose decoder row has no direction.
+        WidthMismatch: for a dictionary on z that is not this model's, or a vector whose width is not the stream's.
     """
     if isinstance(edit, AddVector):
         width = len(model.attention_writer(edit.site.layer)[0])
@@ -390,17 +392,17 @@ def added(
 def stream_units(
     dictionary: Dictionary, features: Sequence[FeatureId], model: AttentionWriter
 ) -> Float[Tensor, "k d_model"]:
-    """The unit rows of some features in the stream, in float32 on the CPU; rows of z are projected by the model.
+    """The unit rows of some features in the stream, in float32 on the CPU; the model projects rows of z.
 
     Raises:
-        As `added`.
+        As `added` does.
     """
     rows = dictionary.finite_rows("W_dec")[indices(features, dictionary)].float()
     return unit_rows(dictionary.project(rows, model).cpu(), features)
 
 
 def adding(vector: Float[Tensor, " d_model"]) -> Change:
-    """h + the vector; a vector of zeros changes no bit."""
+    """h + vector; where the vector is 0, no bit of h changes."""
     if not vector.any():
         return _unchanged
     placed = Placed(negative_zeros(vector))
@@ -408,10 +410,10 @@ def adding(vector: Float[Tensor, " d_model"]) -> Change:
 
 
 def adding_active(edit: Add, dictionary: Dictionary, model: AttentionWriter) -> Change:
-    """h + s V of each feature where it is active; other tokens keep every bit.
+    """h + s V for each feature at the tokens where it is active; other tokens keep every bit.
 
     Raises:
-        As `active_at` and `added`.
+        As `active_at` and `added` do.
     """
     active_at(edit, dictionary)
     addition = ActiveAddition(dictionary, edit.features, model)
@@ -423,8 +425,8 @@ def dictionary_of(edit: Rescale | Add, dictionaries: Mapping[Site, Dictionary] |
     """The dictionary at an edit's site.
 
     Raises:
-        InvalidArgument: without dictionaries.
-        UnknownSite: without one at that site.
+        InvalidArgument: when `dictionaries` is None.
+        UnknownSite: without a dictionary at that site.
     """
     if dictionaries is None:
         raise InvalidArgument(
@@ -441,7 +443,8 @@ def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
     """Where a `Rescale` acts: on the tensor its dictionary reads.
 
     Raises:
-        InvalidArgument: for a transcoder, which has no share in the tensor it reads.
+        InvalidArgument: for a transcoder, which contributes nothing to the tensor it reads; for a dictionary that reads
+            a tensor before a norm, where no edit acts.
     """
     if dictionary.is_transcoder:
         raise InvalidArgument(
@@ -458,10 +461,10 @@ def rescaled_at(edit: Rescale, dictionary: Dictionary) -> Point:
 
 
 def active_at(edit: Add, dictionary: Dictionary) -> Point:
-    """Where an `Add` of active features acts: on the tensor its dictionary reads, which must be the site's own.
+    """Where an `Add` with `only_active` acts: on the tensor its dictionary reads, which must be the site itself.
 
     Raises:
-        InvalidArgument: for a dictionary that reads something else, such as z or what an MLP gets.
+        InvalidArgument: for a dictionary that reads something else, such as z or an MLP's input.
     """
     point = Point.at(edit.site)
     if dictionary.is_transcoder or dictionary.point != point:
@@ -475,10 +478,10 @@ def active_at(edit: Add, dictionary: Dictionary) -> Point:
 def resolve(
     edits: Iterable[Edit], dictionaries: Mapping[Site, Dictionary] | None, model: AttentionWriter, clock: Clock
 ) -> list[tuple[Point, Change]]:
-    """Where edits act, and the functions they are there, in their order.
+    """The points where edits act, with the functions that apply them there, in the edits' order at each point.
 
-    `Rescale` acts on the tensor its dictionary reads, `Add` on the site's own tensor in the stream. `Add`s that
-    follow each other at a point and act alike on the same tokens become one function of one vector.
+    `Rescale` acts on the tensor its dictionary reads, `Add` on the site itself. Consecutive additions at a point with
+    the same tokens and the same `keep_norm` become one function that adds one vector.
 
     Raises:
         InvalidArgument: without dictionaries; for a `Rescale` of a transcoder's features.
@@ -513,7 +516,7 @@ def resolve(
 
 
 def indices(features: Sequence[FeatureId], dictionary: Dictionary) -> list[int]:
-    """The rows of a dictionary that features of its site name.
+    """The row indices of features in the dictionary at their site.
 
     Raises:
         UnknownFeature: for an index outside the dictionary.

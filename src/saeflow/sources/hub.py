@@ -1,8 +1,8 @@
-"""Files of a release on the Hugging Face hub: opened piece by piece or fetched whole, or looked up without a network.
+"""Files of a release on the Hugging Face hub: read tensor by tensor or fetched whole, or looked up without a network.
 
-`open_entry` gives the path that a format's reader takes. Where the hub's cache holds the files, or the format is not
-one whose tensors can be fetched apart (.pt), or SAEFLOW_WHOLE_FILES is set, that is in the hub's cache, and whole
-files are fetched. Otherwise it is a pointer (`formats.remote_tensors`), and each tensor is fetched when it is read.
+`open_entry` returns the path that a format's reader takes. It is a whole file in the hub's cache if that holds the
+files already, if the format does not allow single tensors to be fetched (.pt), or if SAEFLOW_WHOLE_FILES is set.
+Otherwise it is a pointer (`formats.remote_tensors`), and each tensor is fetched when it is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from saeflow.sources.remote.hub_file import REFUSALS, is_commit, is_offline, ref
 from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
 WHOLE_FILES = "SAEFLOW_WHOLE_FILES"
-"""Set to anything but 0, it has files fetched whole."""
+"""An environment variable: if set to anything but 0, files are fetched whole."""
 _DECODERS = ("W_dec", "w_dec", "decoder.weight")
 
 
@@ -35,14 +35,14 @@ class CacheState(enum.StrEnum):
 
     NO = "no"
     HEADERS = "headers"
-    """Its sizes are known, and no tensor is here."""
+    """Its sizes are known, but the decoder is not here."""
     DECODER = "W_dec only"
-    """What matching reads is here: the decoder, perhaps with more, and not all."""
+    """The decoder, which matching reads, is here, perhaps with other tensors, but not all."""
     YES = "yes"
 
 
 def cache_state(entry: ReleaseEntry) -> CacheState:
-    """How much of an entry is on this machine; asks no network."""
+    """How much of an entry is on this machine; uses no network."""
     if is_cached(entry):
         return CacheState.YES
     tree = _tree(entry)
@@ -60,7 +60,7 @@ def cache_state(entry: ReleaseEntry) -> CacheState:
 
 
 def is_cached(entry: ReleaseEntry) -> bool:
-    """Whether the hub's cache on this machine holds every file of an entry, whole; asks no network."""
+    """Whether the hub's cache on this machine holds every file of an entry, whole; uses no network."""
     return all(
         isinstance(huggingface_hub.try_to_load_from_cache(entry.repo, file, revision=entry.revision), str)
         for file in entry.files
@@ -68,12 +68,12 @@ def is_cached(entry: ReleaseEntry) -> bool:
 
 
 def open_entry(entry: ReleaseEntry) -> Path:
-    """The first file of an entry, or a pointer to it, with the others next to it; see the head of the file.
+    """The first file of an entry, or a pointer to it, with the others next to it; see the module docstring.
 
     Raises:
         Unreachable: when a file cannot be fetched, naming it.
-        NoSpace: when a whole file does not fit the disk.
-        BadFile: when the headers of a file are not as its format says.
+        NoSpace: when a whole file does not fit on the disk.
+        BadFile: when the headers of a file do not follow its format.
     """
     apart = any(file.endswith(ENDINGS) for file in entry.files)
     if not apart or os.environ.get(WHOLE_FILES, "0") != "0" or is_cached(entry):
@@ -88,7 +88,7 @@ def open_entry(entry: ReleaseEntry) -> Path:
             raise refused(entry.files[0], entry.repo, error, revision=entry.revision) from error
         tree = _tree(entry)
         if tree is None or not all((tree / file).is_file() for file in entry.files):
-            return fetch(entry)  # it says what is wrong, or has what is needed
+            return fetch(entry)  # raises an error that says what is wrong, or finds the files after all
         return tree / entry.files[0]
     except RangesIgnored:
         return fetch(entry)
@@ -100,7 +100,7 @@ def fetch(entry: ReleaseEntry) -> Path:
 
     Raises:
         Unreachable: when a file cannot be fetched, naming it.
-        NoSpace: when it is larger than what is free on the disk.
+        NoSpace: when the dictionary is larger than the free space on the disk.
     """
     if entry.size is not None and not is_cached(entry):
         folder = next(path for path in (_root(entry), *_root(entry).parents) if path.is_dir() or path == path.parent)
@@ -114,10 +114,10 @@ def fetch(entry: ReleaseEntry) -> Path:
     for file in entry.optional:
         try:
             fetch_whole(entry.repo, file, entry.revision)
-        except EntryNotFoundError:  # the repository has none, or this machine has no network
+        except EntryNotFoundError:  # the repository does not have it, or this machine has no network
             continue
         except REFUSALS:
-            break  # the files that are needed will say why
+            break  # fetching the required files will report why
     paths: list[Path] = []
     for file in entry.files:
         try:
@@ -128,9 +128,9 @@ def fetch(entry: ReleaseEntry) -> Path:
 
 
 def _pointers(entry: ReleaseEntry) -> str | None:
-    """Leave pointers to the large files of an entry and copies of the small ones; the commit they are of.
+    """Write pointers to the large files of an entry and copies of the small ones; return their commit.
 
-    None where the hub does not say enough to pin a file to a commit.
+    Returns None where the hub does not say enough to pin a file to a commit.
 
     Raises:
         RangesIgnored: when the server sends whole files only.
@@ -166,7 +166,7 @@ def _pointers(entry: ReleaseEntry) -> str | None:
                 raise
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(tree / name, read_bytes(whole))
-    # without it, `hf cache` takes the repository's folder for a damaged one, and would not remove it
+    # without this folder, `hf cache` takes the repository's folder for a damaged one and does not remove it
     (_root(entry).parent / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
     if entry.revision != commit:
         write_atomic(_root(entry) / "refs" / entry.revision, commit.encode())
@@ -174,13 +174,13 @@ def _pointers(entry: ReleaseEntry) -> str | None:
 
 
 def _root(entry: ReleaseEntry) -> Path:
-    """saeflow's folder in the repository's folder of the hub's cache: it is removed together with that."""
+    """saeflow's folder inside the repository's folder in the hub's cache, so that both are removed together."""
     name = repo_folder_name(repo_id=entry.repo, repo_type="model")
     return Path(constants.HF_HUB_CACHE) / name / "saeflow"
 
 
 def _tree(entry: ReleaseEntry) -> Path | None:
-    """The folder of the commit that the revision meant when the hub last answered; None if it never did."""
+    """The folder of the commit that the revision stood for when the hub last answered; None if it never did."""
     root = _root(entry)
     try:
         commit = read_text(root / "refs" / entry.revision).strip()

@@ -1,13 +1,13 @@
-"""Dictionaries that are in memory already: objects of other libraries, modules and plain tensors, as a DictionarySet.
+"""Dictionaries that are already in memory: objects of other libraries, modules and plain tensors, as a DictionarySet.
 
-An object of sae-lens, EleutherAI's sparsify, dictionary_learning or OpenMOSS's llamascopium is read as its folder is:
-its configuration and its tensors by name go to the reader of that format in `formats`. Any other module, or a mapping
-of tensors, holds these, features being rows or columns (the lengths of the biases tell which):
+An object of sae-lens, EleutherAI's sparsify, dictionary_learning or OpenMOSS's llamascopium is read like a folder in
+its format: its configuration and named tensors go to that format's reader in `formats`. Any other module, or mapping
+of tensors, must hold the following; features are rows or columns, which the lengths of the biases tell:
 
     W_enc or encoder.weight   b_enc or encoder.bias   W_dec or decoder.weight   b_dec or decoder.bias   W_skip
 
-and `activation` says what is done to h @ W_enc^T + b_enc. An object with an `encode` of its own is asked: at first use
-both encode the same hidden states, and an object that encodes otherwise than what was read of it is refused.
+and `activation` is the function applied to h @ W_enc^T + b_enc. If an object has its own `encode`, both it and the
+dictionary made from it encode the same hidden states at first use, and the object is refused if they differ.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from saeflow.sources.library import DictionarySet
 from saeflow.sources.weights import TensorsInMemory
 
 Encoder = Callable[[Tensor], Tensor]
-"""An object's own: hidden states `[n d_in]` to activations `[n n_features]`."""
+"""An object's own encoder: hidden states `[n d_in]` to activations `[n n_features]`."""
 
 _STORED: Final = {
     "W_enc": ("W_enc", "encoder.weight"),
@@ -49,11 +49,11 @@ _STORED: Final = {
 _CLOSE: Final = 1e-5
 _CLOSE_IN_HALF: Final = 0.05
 _FLIPPED: Final = 1e-4
-"""Share of activations that may differ: where a pre-activation is at its threshold up to rounding, it is on or off."""
+"""Share of activations that may differ: a pre-activation at its threshold is on or off depending on rounding."""
 
 
 class _Read(NamedTuple):
-    """What an object was read as: the one that agrees with its own encoder, where it has one."""
+    """How an object can be read: candidates, of which the first that agrees with its own encoder, if any, is taken."""
 
     candidates: Sequence[Dictionary]
     own: Encoder | None
@@ -67,29 +67,29 @@ def dictionaries_from(
     model: str = "",
     device: torch.device | str = "cpu",
 ) -> DictionarySet:
-    """Dictionaries from objects in memory, for whatever takes those of a release: atlas, graphs, experiments, steering.
+    """Dictionaries from objects in memory, usable like those of a release: for atlas, graphs, experiments, steering.
 
-        sf.dictionaries_from([sae, another])                    of sae-lens, whose metadata says where they belong
+        sf.dictionaries_from([sae, another])                    from sae-lens: their metadata states their sites
         sf.dictionaries_from({"layers.3.mlp": sparse_coder})    by hookpoint, as sparsify loads them
         sf.dictionaries_from({"3/res": module}, activation=torch.relu)
         sf.dictionaries_from({"3/res": {"W_enc": ..., "b_enc": ..., "W_dec": ..., "b_dec": ..., "activation": relu}})
 
-    What is float32 on the CPU is shared with the object, not copied.
+    Tensors that are float32 on the CPU are shared with the object, not copied.
 
     Args:
-        objects: by site, by `(layer, tap)` or `Point`, or by the name of a hook; or without a place, those that know
-            theirs: objects of sae-lens and OpenMOSS, and a `Dictionary`.
-        activation: of modules and plain tensors: a function of the pre-activations `[*batch n_features]`, or one of
-            `saeflow.sources.activations`. Without one directions are known, and activations are not. A mapping of
-            tensors may hold its own under "activation", and under "subtract_b_dec" whether h is taken less b_dec.
-        model: the model they were trained on, as its hub calls it; what all of them say, where it is not given.
+        objects: a mapping by site, by `(layer, tap)` or `Point`, or by hook name; or a list of objects that know their
+            site: those of sae-lens and OpenMOSS, and a `Dictionary`.
+        activation: for modules and plain tensors: a function of the pre-activations `[*batch n_features]`, or one of
+            `saeflow.sources.activations`. Without it only directions are available, not activations. A mapping of
+            tensors may hold its own under "activation", and under "subtract_b_dec" whether b_dec is subtracted from h.
+        model: the model they were trained on, by its name on the hub; by default, what the objects agree on.
         device: where to put the tensors that are used.
 
     Raises:
-        InvalidArgument: for no object, two at one site, one without a site, shapes that do not go together or leave
-            open what is a feature; at first use, for an object whose own `encode` gives something else.
-        UnsupportedFormat: for an object that does something a Dictionary does not, or a hook that is no site.
-        BadFile: for an object whose configuration and tensors do not go together.
+        InvalidArgument: for no object, two at one site, one without a site, or shapes that do not fit together or do
+            not tell which axis is features; at first use, for an object whose own `encode` gives something else.
+        UnsupportedFormat: for an object that does something a Dictionary does not, or a hook that is not a site.
+        BadFile: for an object whose configuration and tensors do not fit together.
     """
     openers: dict[Site, Callable[[], Dictionary]] = {}
     models: set[str] = set()
@@ -114,7 +114,7 @@ def dictionaries_from(
 
 
 def _point(key: PointLike | str) -> Point:
-    """The place an object is given for: a site, a point, or the name of a hook."""
+    """The point that the key of an object stands for: a site, a point, or the name of a hook."""
     if not isinstance(key, str):
         return Point.at(key)
     try:
@@ -127,7 +127,7 @@ def _point(key: PointLike | str) -> Point:
 def _read(
     one: Any, point: Point | None, activation: Callable[[Tensor], Tensor] | None, where: str, *, hook: str
 ) -> _Read:
-    """What an object is, by the library its class comes from."""
+    """Read an object according to the library its class comes from."""
     site = None if point is None else Site(point.layer, point.tap.part)
     libraries = {kind.__module__.partition(".")[0]: kind.__name__ for kind in reversed(type(one).__mro__)}
     if isinstance(one, Dictionary):
@@ -160,7 +160,7 @@ def _of_sae_lens(sae: Any, site: Site | None, where: str) -> _Read:
     config: dict[str, Any] = sae.cfg.to_dict()
     made = sae_lens_dictionary(config, partial(_tensors, sae, where), site, where=where)
     metadata = config.get("metadata")
-    # what a hook name or a training on processed weights does to h, the object leaves to who calls it
+    # preprocessing that follows from a hook name or from processed weights is left to the caller of the object's encode
     itself = config.get("normalize_activations") not in (None, "none")
     outside = replace(made.preprocessing, norm=Norm.NONE if itself else made.preprocessing.norm)
 
@@ -179,7 +179,7 @@ def _of_openmoss(sae: Any, site: Site | None, where: str) -> _Read:
 
     def own(h: Tensor) -> Tensor:
         acts = sae.encode(sae.normalize_activations({hook: h})[hook])
-        # a TopK that ranks by the norms of the rows is read with unit rows: see formats/openmoss.py
+        # a TopK that ranks by activation times row norm is read with unit rows: see formats/openmoss.py
         ranked = config.get("act_fn") == "topk" and config.get("sparsity_include_decoder_norm", True)
         return acts * sae.decoder_norm() if ranked else acts
 
@@ -202,7 +202,7 @@ def _of_sparsify(coder: Any, site: Site, where: str, *, hook: str) -> _Read:
 def _of_tensors(
     one: nn.Module | Mapping[str, Any], point: Point, activation: Callable[[Tensor], Tensor] | None, where: str
 ) -> _Read:
-    # 1. the tensors, and what else a mapping says
+    # 1. the tensors, and the other entries of a mapping
     entries = dict(one) if isinstance(one, Mapping) else {}
     activation, subtracts = entries.pop("activation", activation), bool(entries.pop("subtract_b_dec", False))
     encode: Any = getattr(one, "encode", None)
@@ -216,14 +216,14 @@ def _of_tensors(
             "More is allowed beside an encode, which is then compared."
         )
 
-    # 2. rows are features
+    # 2. turn matrices so that rows are features; missing biases are zeros
     n_features, d_out = (held.shapes[names[bias]][0] if names[bias] else None for bias in ("b_enc", "b_dec"))
     turned = {name: _turned(held, names[name], n_features, d_out, where) for name in ("W_enc", "W_dec")}
     turned["b_enc"] = held.read(names["b_enc"]) if names["b_enc"] else torch.zeros(len(turned["W_enc"]))
     turned["b_dec"] = held.read(names["b_dec"]) if names["b_dec"] else torch.zeros(turned["W_dec"].shape[1])
     turned |= {"W_skip": held.read("W_skip")} if names["W_skip"] else {}
 
-    # 3. what it does to h, which its own encode decides where it has one
+    # 3. whether b_dec is subtracted from h: with an encode of its own, try both
     known = None if activation is None else _activation(activation)
     why = f"{where}: nothing says its activation. Directions are known, activations are not. Give activation=..."
     candidates = [
@@ -252,7 +252,7 @@ def _as_tensors(values: Mapping[str, Any], where: str) -> dict[str, Tensor]:
 
 
 def _turned(held: LoadedTensors, name: str, n_features: int | None, d_out: int | None, where: str) -> Tensor:
-    """A matrix with features as rows: by the lengths of the biases, or as nn.Linear has it."""
+    """A matrix turned so that rows are features, judged by the lengths of the biases or the layout of nn.Linear."""
     tensor = held.read(name)
     shape = tuple(tensor.shape)
     if name == "encoder.weight":
@@ -278,10 +278,10 @@ def _activation(function: Callable[[Tensor], Tensor]) -> Activation:
 
 
 def _agreeing(read: _Read, like: Tensor | None, where: str) -> Dictionary:
-    """The dictionary, once it has encoded what the object itself encodes, in the dtype and on the device of `like`.
+    """The first candidate that encodes as the object itself does, in the dtype and on the device of `like`.
 
     Raises:
-        InvalidArgument: where the two differ.
+        InvalidArgument: when none does.
     """
     found = [_difference(made, read.own, like) for made in read.candidates] if read.own else [""]
     for made, different in zip(read.candidates, found, strict=False):
@@ -296,15 +296,15 @@ def _agreeing(read: _Read, like: Tensor | None, where: str) -> Dictionary:
 
 @torch.no_grad()
 def _difference(made: Dictionary, own: Encoder, like: Tensor | None) -> str:
-    """How what a dictionary encodes differs from the object's own; empty where it does not, or nothing is known.
+    """How a dictionary's activations differ from the object's own; empty if they agree, or if it cannot encode.
 
-    On hidden states of three sizes, some along rows of the encoder, so that features are on and off.
+    The hidden states have three sizes and lie partly along encoder rows, so that some features are on and others off.
     """
-    # 1. hidden states, and what the dictionary makes of them
+    # 1. hidden states, and the dictionary's activations on them
     try:
         rows, _ = made.W_enc, made.activation
     except (UnsupportedFormat, BadFile):
-        return ""  # refused at use
+        return ""  # the dictionary raises the same error when it is used
     draw = torch.Generator().manual_seed(0)
     along = torch.nn.functional.normalize(rows[torch.randint(len(rows), (8,), generator=draw)], dim=1)
     noise = torch.randn(8, made.d_in, generator=draw)
@@ -313,12 +313,12 @@ def _difference(made: Dictionary, own: Encoder, like: Tensor | None) -> str:
     mine = made.encode(h)
     made.unload()
 
-    # 2. what the object makes of them
+    # 2. the object's activations on them
     theirs: Tensor | tuple[Tensor, ...] = own(h if like is None else h.to(like))
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     theirs = (theirs if theirs.layout is torch.strided else theirs.to_dense()).reshape(len(h), -1).to(mine)
 
-    # 3. the same up to rounding?
+    # 3. are they the same up to rounding?
     if theirs.shape != mine.shape:
         return f"it gives {theirs.shape[1]} activations a token for {mine.shape[1]} features"
     half = like is not None and like.dtype.itemsize < 4

@@ -1,7 +1,7 @@
 """DictionarySet: the dictionaries of a release or a folder, as a lazy mapping from Site.
 
-What the rest of saeflow is given. Opening a set reads a list of sites; `set[site]` fetches the file if it is
-on a hub and reads its header; a tensor is read when it is used. Releases are data, in `releases/*.toml` (see
+The rest of saeflow works on such sets. Opening a set reads a list of sites; `set[site]` reads the header of a file,
+from the hub where necessary; a tensor is read when it is used. Releases are data, in `releases/*.toml` (see
 `saeflow.sources.releases`).
 """
 
@@ -30,7 +30,7 @@ from saeflow.sources.hub import CacheState, cache_state, open_entry
 from saeflow.sources.releases import ReleaseEntry, is_release, known_releases, read_release
 
 SAE_LENS: Final = "sae-lens:"
-"""What a name begins with that goes to sae-lens's own loader."""
+"""The prefix of names that go to sae-lens's own loader."""
 
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     _Sites = Mapping[Site, Dictionary]
 else:
-    # not subscripted at run time: checking an instance against its type would open a dictionary
+    # not subscripted at run time: run-time type checks of an instance would open a dictionary
     _Sites = Mapping
 
 
@@ -47,8 +47,8 @@ class DictionarySet(_Sites):
 
     Attributes:
         name: the release's name, or the folder's.
-        model: the model the dictionaries were trained on, as its hub calls it; empty where nothing says it.
-        left_out: folders that hold an SAE which is not among the sites, relative to what was opened, each with why.
+        model: the model the dictionaries were trained on, by its name on the hub; empty where nothing states it.
+        left_out: folders (relative to the one opened) of SAEs that are not among the sites, each with the reason.
     """
 
     def __init__(
@@ -62,33 +62,33 @@ class DictionarySet(_Sites):
         opened_by: str = "",
         left_out: Mapping[str, str] | None = None,
     ) -> None:
-        """`openers` makes each dictionary when it is first needed.
+        """`openers` holds, for each site, the function that makes its dictionary when it is first needed.
 
-        `hub` says where the file of a site is fetched from, for those that are fetched. `opened_by` is the name by
-        which `load_dictionaries` opens the same; a set without it stays in its process.
+        `hub` says where the files of a site are fetched from, for sites on a hub. `opened_by` is the name by which
+        `load_dictionaries` opens the same set; without it, the set cannot be sent to another process.
         """
         self.name, self.model, self.left_out = name, model, dict(left_out or {})
         self._openers = dict(sorted(openers.items()))
-        # shapes alone are read onto meta, and nothing is computed there
+        # "meta" is for reading shapes only; known_device would refuse it, since nothing computes there
         self._device = torch.device("meta") if str(device) == "meta" else known_device(device)
         self._hub, self._opened_by = dict(hub or {}), opened_by
         self._open: dict[Site, Dictionary] = {}
 
     @cached_property
     def prepend_bos(self) -> bool | None:
-        """Whether the texts of training began with the begin-of-text token; None where no file says it.
+        """Whether the training texts began with the begin-of-text token; None if no file states it.
 
-        Opens dictionaries until one says it.
+        Opens dictionaries until one states it.
         """
         return prepend_bos_of(self)
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Every site there is a dictionary at, in order of computation."""
+        """Every site that has a dictionary, in order of computation."""
         return tuple(self._openers)
 
     def only_sites(self, sites: Collection[Site]) -> DictionarySet:
-        """The dictionaries at some sites alone; opens nothing. Sites that are not there are left out."""
+        """The set restricted to some sites; opens nothing. Sites without a dictionary are ignored."""
         openers = {site: opener for site, opener in self._openers.items() if site in sites}
         return DictionarySet(
             self.name,
@@ -101,10 +101,10 @@ class DictionarySet(_Sites):
         )
 
     def only(self, parts: Collection[Part]) -> DictionarySet:
-        """The dictionaries of some parts alone; opens nothing.
+        """The set restricted to some parts; opens nothing.
 
         Raises:
-            UnknownSite: when there is none at any of these parts.
+            UnknownSite: when no dictionary belongs to any of these parts.
         """
         kept = self.only_sites([site for site in self._openers if site.part in parts])
         if not kept.sites:
@@ -116,7 +116,7 @@ class DictionarySet(_Sites):
         return kept
 
     def to_fetch(self, site: Site) -> str | None:
-        """The file on a hub that opening `site` would ask for; None when it, or its header, is on this machine."""
+        """The file on a hub that opening `site` would request; None if it, or its header, is on this machine."""
         entry = self._hub.get(site)
         if entry is None or cache_state(entry) is not CacheState.NO:
             return None
@@ -126,9 +126,9 @@ class DictionarySet(_Sites):
         """The dictionary at `site`, the same object each time; `dictionaries["24/res"]`.
 
         Raises:
-            InvalidId: when `site` is the name of none.
-            UnknownSite: when there is none; the message lists what there is, and what was left out.
-            InvalidArgument: when several SAEs of the folder are at it; the message says how to choose.
+            InvalidId: when `site` is not the name of a site.
+            UnknownSite: when it has no dictionary; the message lists the sites that do, and what was left out.
+            InvalidArgument: when several SAEs of the folder are at this site; the message says how to choose.
             Unreachable: when its file must be fetched and cannot be.
             BadFile: when its file is bad.
         """
@@ -144,7 +144,7 @@ class DictionarySet(_Sites):
         return self._open[site]
 
     def __contains__(self, site: object) -> bool:
-        """Whether there is a dictionary at `site`, which may be its name; opens nothing."""
+        """Whether there is a dictionary at `site`, a Site or its name; opens nothing."""
         return site in self._openers or (isinstance(site, str) and site in map(str, self._openers))
 
     def __iter__(self) -> Iterator[Site]:
@@ -156,7 +156,7 @@ class DictionarySet(_Sites):
         return len(self._openers)
 
     def __reduce__(self) -> tuple[Callable[..., DictionarySet], tuple[object, ...]]:
-        """For another process: the name it is opened by, never its tensors.
+        """Pickle the set as the name that opens it, never its tensors.
 
         Raises:
             InvalidArgument: when no name opens it.
@@ -172,7 +172,7 @@ class DictionarySet(_Sites):
     _repr_html_ = as_html
 
     def to_pandas(self) -> pd.DataFrame:
-        """One dictionary a row: site, layer and part; features and width of those that are open. Opens nothing."""
+        """One row per dictionary: site, layer, part; features and width of those already open. Opens nothing."""
         import pandas as pd
 
         rows = [
@@ -193,24 +193,24 @@ def load_dictionaries(
 ) -> DictionarySet:
     """The dictionaries of a pack ("demo", "smollm2-135m"), of a folder, or of a named release on a hub.
 
-    A folder is saeflow's own, or a tree that holds files of any format `saeflow.sources.formats` reads. What is at no
-    site of saeflow there, or damaged, is left out (`DictionarySet.left_out`). Where several SAEs are at one site,
-    `pattern` chooses by the names of their folders, as a shell would, whole or from the end:
-    `load_dictionaries("saes", pattern="trainer_1")`; in one word, as on the command line, "saes@trainer_1".
+    A folder is one that saeflow wrote, or a tree with files of any format that `saeflow.sources.formats` reads. SAEs
+    that are damaged or at no site of saeflow are left out (see `DictionarySet.left_out`). Where several SAEs are at one
+    site, `pattern` selects by the path of their folders, with shell wildcards, whole or from the end:
+    `load_dictionaries("saes", pattern="trainer_1")`, or in one word, as on the command line, "saes@trainer_1".
 
-    A release is one of `known_releases`, with parameters after an @ (`gemma-scope-2b@width=65k,l0=50`), or a .toml
-    file of one's own. Of a file on a hub each tensor is fetched when it is first read, so that matching fetches
-    `W_dec` alone; what was fetched is kept in the cache of huggingface_hub. Files that do not allow it, and all where
-    SAEFLOW_WHOLE_FILES is set in the environment, are fetched whole. HF_HUB_OFFLINE=1 fetches nothing.
-    "sae-lens:RELEASE" is any release of sae-lens, through its own loader, which is an optional package.
+    A release is one of `known_releases`, with parameters after an @ (`gemma-scope-2b@width=65k,l0=50`), or your own
+    .toml file. Each tensor of a file on a hub is fetched when it is first read, so that matching fetches only `W_dec`;
+    fetched bytes are kept in the cache of huggingface_hub. Files that do not allow this, and all files if
+    SAEFLOW_WHOLE_FILES is set in the environment, are fetched whole. With HF_HUB_OFFLINE=1 nothing is fetched.
+    "sae-lens:RELEASE" is any release of sae-lens, through that optional package's own loader.
 
     Raises:
-        UnknownRelease: when the argument is neither; the message lists the releases.
-        InvalidArgument: for a parameter a release does not have, a value without files, a pattern that fits
-            nothing, or a device that is not here.
-        MissingExtra: for "sae-lens:..." where that package is not installed.
+        UnknownRelease: when the argument is none of these; the message suggests a similar name, if any.
+        InvalidArgument: for an unknown parameter of a release, a value without files, a pattern that fits
+            nothing, or a device that this machine lacks.
+        MissingExtra: for "sae-lens:..." when sae-lens is not installed.
         UnsupportedFormat: when a folder holds nothing of a known format.
-        BadFile: when a file is bad, or the demo pack is missing from the installation.
+        BadFile: when a file is bad, or a pack is missing from the installation.
     """
     name = f"{release_or_folder}@{pattern}" if pattern else str(release_or_folder)
     path, chosen = (str(release_or_folder), pattern) if pattern else folder_and_pattern(name)
@@ -237,7 +237,7 @@ def load_dictionaries(
     if is_release(name):
         release = read_release(name)
         openers = {site: partial(_open_from_hub, site, entry) for site, entry in release.sites.items()}
-        # its path where it is a file: another process may run in another folder
+        # a .toml file by its absolute path: another process may run in another folder
         opened_by = str(Path(name).absolute()) if Path(name).is_file() else name
         return DictionarySet(
             release.name, release.model, openers, device=device, hub=release.sites, opened_by=opened_by
@@ -256,7 +256,7 @@ def load_dictionaries(
 
 @lru_cache(maxsize=2)
 def _open_in_worker(name: str, device: str, sites: tuple[Site, ...]) -> DictionarySet:
-    """In a worker: the same dictionaries, opened once for all works of the process."""
+    """The same set in a worker process, opened once for all its tasks."""
     whole = load_dictionaries(name, device=device_of_worker(device))
     missing = [site for site in sites if site not in whole]
     if missing:
@@ -272,7 +272,7 @@ def _open_from_hub(site: Site, entry: ReleaseEntry) -> Dictionary:
     found = load(path, site)
     if not isinstance(found, Dictionary):
         raise BadFile(f"{path} holds several dictionaries, expected the one at {site}. Fetch the release again.")
-    if entry.added or found.training.view is View.PROCESSED:  # the recipe says whether it is centred
-        # what the part's module returns is added to the stream as it is
+    if entry.added or found.training.view is View.PROCESSED:
+        # `added`: the module's output is added to the stream as it is. PROCESSED: the recipe states the centring
         found = found.with_training(replace(found.training, view=View.OWN))
     return found.centred() if entry.center else found

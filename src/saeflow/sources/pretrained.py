@@ -1,4 +1,4 @@
-"""A Hugging Face model and tokenizer, from a folder, a .gguf file or the hub; failures become saeflow errors."""
+"""Load a Hugging Face model and tokenizer from a folder, a .gguf file or the hub; failures become saeflow errors."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from saeflow.sources.gguf_models import gguf_file, load_gguf
 from saeflow.sources.remote.hub_file import reachable
 
 _FAST: Final = "TokenizersBackend"
-"""What transformers 5 calls the class that transformers 4 calls PreTrainedTokenizerFast, in what it saves."""
+"""The class name that transformers 5 saves for what transformers 4 calls PreTrainedTokenizerFast."""
 _FORMER: Final = {
     "rope_theta": ("rope_theta", "rotary_emb_base"),
     "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
 }
-"""An entry of `rope_parameters` -> what configurations of transformers 4 call it."""
+"""An entry of `rope_parameters` -> its names in configurations of transformers 4."""
 _LOCAL: Final = "rope_local_base_freq"
-"""There the theta of layers with a sliding window."""
+"""The name in transformers 4 of the rotary theta of layers with a sliding window."""
 TEXTS: Final = 128 << 20
-"""Bytes that a configuration, a vocabulary or a tokenizer may have; the largest published have about 35 MB."""
+"""Largest size in bytes of a configuration, vocabulary or tokenizer file; the largest published have about 35 MB."""
 _BESIDE: Final = (".json", ".txt", ".model", ".jinja")
 
 
@@ -49,17 +49,17 @@ def fetch(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in `dtype` and its tokenizer; the configuration is checked before any weight is read.
 
-    `mapped`: the user says where its sites are, so that any family will do.
+    With `mapped`, the user supplies a site map, so any model family is accepted.
 
     Raises:
         UnknownRelease: when there is no folder or repository of that name.
         Unreachable: when the hub cannot be reached or refuses the files.
         UnknownArchitecture: when the sites of this kind of model are not mapped.
-        BadFile: when a folder is there and lacks a file or holds one that cannot be read, or transformers does not
-            convert a GGUF file.
+        BadFile: when a folder lacks a file or holds one that cannot be read, or transformers cannot convert a GGUF
+            file.
         MissingExtra: for a GGUF file, when gguf or accelerate is not installed.
-        UnsupportedFormat: when the transformers installed would drop the rotary settings of the file, or weights of
-            a GGUF file.
+        UnsupportedFormat: when the installed transformers would drop rotary settings of the file, or weights of a GGUF
+            file.
     """
     gguf = gguf_file(Path(place))
     if gguf is not None:
@@ -71,7 +71,7 @@ def fetch(
     if not folder and (Path(place).is_absolute() or str(place).startswith(".")):
         raise _unknown(place, "the folder does not exist.")
     if folder and not any(path for kind in ("tokenizer.*", "vocab.*") for path in Path(place).glob(kind)):
-        # transformers would make an empty tokenizer of the family, without a word
+        # transformers would silently make an empty tokenizer of the family
         raise _damaged(place, "it holds no tokenizer.")
     if folder:
         _check_files(place)
@@ -88,14 +88,14 @@ def fetch(
         with without_bar():
             hf_model = cast("PreTrainedModel", AutoModelForCausalLM.from_pretrained(place, dtype=dtype))
         tokenizer = _tokenizer(place)
-        tokenizer("a")  # what is wrong with some settings shows here first
+        tokenizer("a")  # some bad settings raise errors only at first use
         return hf_model, tokenizer
     except (UnknownArchitecture, UnsupportedFormat):
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if folder:
-            # of spoiled files the libraries raise KeyError, TypeError, RuntimeError and, tokenizers, Exception itself
+            # on damaged files the libraries raise KeyError, TypeError, RuntimeError and (tokenizers) Exception itself
             raise _damaged(place, reason) from error
         if not isinstance(error, OSError | ValueError | SafetensorError):
             raise
@@ -112,9 +112,9 @@ def fetch(
 
 @contextmanager
 def without_bar() -> Generator[None]:
-    """Without transformers' bars of tensors that are read or written; those of downloads, huggingface_hub's, stay."""
+    """Hide transformers' progress bars for reading and writing tensors, but keep huggingface_hub's for downloads."""
     if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
-        yield  # whoever switched one off wants none
+        yield  # some bars are already off: change nothing
         return
     logging.disable_progress_bar()
     enable_progress_bars()
@@ -125,10 +125,10 @@ def without_bar() -> Generator[None]:
 
 
 def _check_files(folder: str | Path) -> None:
-    """Before transformers reads them whole: are the files next to the weights of a usual size, and no pipes?
+    """Check, before transformers reads them whole, that a folder's files are regular and of plausible size.
 
     Raises:
-        BadFile: otherwise.
+        BadFile: for the first file that is not.
     """
     for path in sorted(Path(folder).iterdir()):
         try:
@@ -141,9 +141,9 @@ def _check_files(folder: str | Path) -> None:
 
 
 def lost_rope(stored: Mapping[str, Any], config: object) -> str:
-    """What a configuration that was read lost of `rope_parameters` in its file; empty where nothing is lost.
+    """Which `rope_parameters` of a file the configuration read from it has lost, in words; empty if none.
 
-    transformers 5 writes the rotary settings there. Earlier versions look elsewhere, and take their defaults.
+    transformers 5 writes the rotary settings there. Earlier versions look elsewhere and fall back to defaults.
     """
     kind = type(config)
     if hasattr(kind, "rope_parameters") or "rope_parameters" in inspect.signature(kind.__init__).parameters:
@@ -160,7 +160,7 @@ def lost_rope(stored: Mapping[str, Any], config: object) -> str:
 
 
 def _rotary(stored: Mapping[str, Any], config: object) -> Iterator[tuple[str, str, object, object]]:
-    """Where an entry is in the file, its key, its value, and what the configuration has for it."""
+    """Yield for each rotary setting: where it is in the file, its key, its value, and the configuration's value."""
     rope = stored.get("rope_parameters")
     rope = rope if isinstance(rope, Mapping) else {}
     kinds = {name: entry for name, entry in rope.items() if isinstance(entry, Mapping)}

@@ -1,33 +1,33 @@
 """Releases as data: which file of which repository holds which site, read from TOML. No torch, no network.
 
-    model = "google/gemma-2-2b"           the model, as its hub calls it
+    model = "google/gemma-2-2b"           the model's name on the hub
     layers = 26
-    about = "..."                         one line for people
+    about = "..."                         a one-line description for readers
     names_from = "..."                    where repositories and files were looked up
 
-    [parameters]                          each with the value it has when none is given
+    [parameters]                          each parameter with its default
     width = "16k"
     l0 = "canonical"
 
-    [[files]]                             as many as needed; the first whose `when` holds is taken for a site
+    [[files]]                             any number; for each site the first table whose `when` holds is used
     part = "res"
     repo = "google/gemma-scope-2b-pt-res"
     revision = "main"
     paths = ["layer_{layer}/width_{width}/average_l0_{l0}/params.npz"]     the first is read, the others are next to it
-    optional = []                         fetched where the repository has them; {next} is {layer} + 1
-    when = { width = ["16k"] }            values of parameters these files are for
-    layers = [5, 12]                      those there are; all of the model's when left out
-    l0 = { 0 = [13, 25, 46], ... }        by layer, the average L0s there are, where {l0} is a choice by number
+    optional = []                         fetched if the repository has them; {next} is {layer} + 1
+    when = { width = ["16k"] }            the parameter values that these files are for
+    layers = [5, 12]                      the layers with files; all layers of the model if left out
+    l0 = { 0 = [13, 25, 46], ... }        by layer, the available average L0s, where {l0} is chosen by number
     canonical = { 27 = 136 }              layers whose canonical L0 is not the one closest to 100
     labels = "gemma-2-2b/{layer}-gemmascope-res-16k"                       the source on Neuronpedia
-    n_features = 16384                    with d_in and the bytes of a value (4), the size of a file; where it is
-                                          left out, what the parameter `width` stands for
-    added = true                          what the part's module returns is added to the stream as it is, without a norm
+    n_features = 16384                    gives, with `d_in` and `values` (bytes per value, 4 if left out), the size of
+                                          a file; if left out, it follows from the parameter `width`
+    added = true                          the part's module writes straight to the residual stream, without a norm
     center = true                         hidden states are centred over d_model first
 
-Written `NAME@width=65k,l0=50`. An L0 that is given by number stands for the closest there is in each layer, of two as
-close the smaller; `canonical` is the closest to 100, as the field uses the word. A file of nothing but
-`same_as = "gemma-scope-2b@width=65k"` is another name.
+Parameters are chosen as in `NAME@width=65k,l0=50`. An L0 given by number selects the closest one in each layer (the
+smaller of two equally close); `canonical` selects the closest to 100, as is usual in the field. A file with only
+`same_as = "gemma-scope-2b@width=65k"` defines an alias.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from saeflow.reading import read_toml
 
 RELEASES: Final = Path(__file__).parent / "releases"
 BESIDE: Final = ".graphs"
-"""How the name ends of a file that holds published graphs of a release, next to its recipe."""
+"""The end of the file name (before .toml) of a release's published graphs, next to its recipe."""
 CANONICAL: Final = "canonical"
 _CLOSE_TO: Final = 100
 _WIDTHS: Final = {f"{k}k": round(k / 16.384) * 2**14 for k in (16, 32, 65, 131, 262, 524)} | {"1m": 2**20}
@@ -54,7 +54,7 @@ _KEYS: Final = {*_KINDS, "part", "revision", "optional", "labels", "n_features",
 
 
 class DictionarySize(NamedTuple):
-    """How large a dictionary is: features, the width it reads, and the bytes of a value in its file."""
+    """How large a dictionary is: features, the width it reads, and bytes per value in its file."""
 
     n_features: int
     d_in: int
@@ -62,23 +62,23 @@ class DictionarySize(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Two matrices, two vectors over features and one over the stream."""
+        """The size of its tensors: two matrices, two vectors over features and one of width d_in."""
         return self.value_bytes * (2 * self.n_features * self.d_in + 2 * self.n_features + self.d_in)
 
 
 @dataclass(frozen=True)
 class ReleaseEntry:
-    """Where a release keeps one site's dictionary.
+    """Where a release keeps the dictionary of one site.
 
     Attributes:
         repo: the repository on the hub.
         revision: a commit, or a branch where no commit is known.
-        files: the first is what is read, the others are next to it.
-        optional: fetched too, where the repository has them.
-        labels: the source of its labels on Neuronpedia, empty where there is none.
-        size: how large its dictionary is, None where it is not known.
+        files: the first is the one that is read, the others are next to it.
+        optional: files that are fetched too if the repository has them.
+        labels: the source of its labels on Neuronpedia; empty if there is none.
+        size: the size of the dictionary; None if unknown.
         center: whether hidden states are centred over d_model before all else.
-        added: whether what the part's module returns is added to the stream as it is.
+        added: whether the output of the part's module is added to the residual stream as it is.
     """
 
     repo: str
@@ -93,15 +93,15 @@ class ReleaseEntry:
 
 @dataclass(frozen=True)
 class Release:
-    """A release as its TOML file says it, with its parameters chosen.
+    """A release as its TOML file describes it, with all parameters chosen.
 
     Attributes:
-        name: as it was requested, parameters included.
-        model: the model, as its hub calls it.
-        about: what it is, in a line.
-        chosen: the parameters, each with its value.
+        name: the name as requested, parameters included.
+        model: the model's name on the hub.
+        about: a one-line description.
+        chosen: each parameter with its value.
         sites: where each dictionary is.
-        options: the values each parameter can have, in the order of the file.
+        options: the values that each parameter can have, in the order of the file.
     """
 
     name: str
@@ -113,25 +113,25 @@ class Release:
 
 
 def known_releases() -> tuple[str, ...]:
-    """The named releases, sorted; "demo" is not among them."""
+    """The names of the releases, sorted; the "demo" pack is not among them."""
     return tuple(sorted(path.stem for path in RELEASES.glob("*.toml") if not path.stem.endswith(BESIDE)))
 
 
 def is_release(name: str) -> bool:
-    """Whether `name`, parameters after an @ aside, is a named release or a path that ends in .toml."""
+    """Whether `name`, without parameters after an @, is a named release or an existing .toml file."""
     base = name.partition("@")[0]
     return base in known_releases() or (base.endswith(".toml") and Path(base).is_file())
 
 
 def read_release(name: str) -> Release:
-    """The recipe of a named release, or of a .toml file, with parameters after an @.
+    """Read the recipe of a named release or of a .toml file, with parameters after an @.
 
     Raises:
-        UnknownRelease: when there is none of that name.
-        InvalidArgument: for a parameter it does not have, or a value it has no file for.
-        BadFile: when the TOML file is not as the head of this module says.
+        UnknownRelease: when no release has that name.
+        InvalidArgument: for an unknown parameter, or a value without files.
+        BadFile: when the TOML file does not have the form described in the module docstring.
     """
-    # 1. the file, or the release it is another name of
+    # 1. the file, or the release it is an alias of
     base, requested = _split(name)
     path = Path(base) if base.endswith(".toml") else RELEASES / f"{base}.toml"
     if not base.endswith(".toml") and base not in known_releases():
@@ -148,13 +148,13 @@ def read_release(name: str) -> Release:
         same = read_release(f"{other}@{parameters}" if parameters else other)
         return Release(name, same.model, str(data.get("about", same.about)), same.chosen, same.sites, same.options)
 
-    # 2. its entries, checked, and the values each parameter can have
+    # 2. its entries, checked, and the values that each parameter can have
     model, layers = _entry(path, data, "model", str), _entry(path, data, "layers", int)
     defaults = {key: str(value) for key, value in _entry(path, data, "parameters", dict, {}).items()}
     tables = [_checked(path, table, set(defaults)) for table in _entry(path, data, "files", list)]
     options = {key: _options(path, tables, key, value) for key, value in defaults.items()}
 
-    # 3. the parameters chosen
+    # 3. the chosen parameters; any number is a valid l0
     unknown = sorted(set(requested) - set(options))
     if unknown:
         have = ", ".join(f"{key} ({', '.join(known)})" for key, known in options.items()) or "none"
@@ -166,7 +166,7 @@ def read_release(name: str) -> Release:
                 f"{name!r}: there are no files with {key} {chosen[key]!r}. There are: {', '.join(known)}."
             )
 
-    # 4. the files of each site: those of the first table whose `when` holds
+    # 4. the files of each site, from the first table whose `when` holds
     sites: dict[Site, ReleaseEntry] = {}
     for table in tables:
         if all(chosen[key] in _strings(path, table["when"], key) for key in table.get("when", {})):
@@ -180,10 +180,10 @@ def read_release(name: str) -> Release:
 
 
 def _split(name: str) -> tuple[str, dict[str, str]]:
-    """A name and the parameters after its @.
+    """Split a name from the parameters after its @.
 
     Raises:
-        InvalidArgument: when what follows the @ is not key=value, with commas between.
+        InvalidArgument: when the part after the @ is not key=value pairs separated by commas.
     """
     base, at, parameters = name.partition("@")
     pairs = [pair.partition("=") for pair in parameters.split(",") if pair] if at else []
@@ -196,7 +196,7 @@ def _split(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _entry_of(path: Path, table: Mapping[str, Any], layer: int, chosen: Mapping[str, str], name: str) -> ReleaseEntry:
-    """What a table of files says of one layer."""
+    """The entry of one layer, from a table of files."""
     values = {**chosen, "layer": layer, "next": layer + 1}
     if "l0" in table:
         l0, there = chosen["l0"], table["l0"][str(layer)]
@@ -237,7 +237,7 @@ def _entry_of(path: Path, table: Mapping[str, Any], layer: int, chosen: Mapping[
 
 
 def _checked(path: Path, table: Any, parameters: set[str]) -> Mapping[str, Any]:
-    """A table of files whose entries are of the right kinds, with parameters that have defaults."""
+    """Check that a table of files has entries of the right types and uses only parameters with defaults; return it."""
     if not isinstance(table, dict):
         raise BadFile(f"{path}: an entry of files is {table!r}, expected a table.")
     unknown = sorted(set(table) - _KEYS)
@@ -264,7 +264,7 @@ def _checked(path: Path, table: Any, parameters: set[str]) -> Mapping[str, Any]:
 
 
 def _options(path: Path, tables: Sequence[Mapping[str, Any]], key: str, default: str) -> tuple[str, ...]:
-    """The values a parameter can have: its default, then those that tables of files are for."""
+    """The values that a parameter can have: its default, then those named in tables of files."""
     named = [value for table in tables if key in table.get("when", {}) for value in _strings(path, table["when"], key)]
     numbered = [CANONICAL, "a number"] if key == "l0" and any("l0" in table for table in tables) else []
     return tuple(dict.fromkeys((default, *named, *numbered)))

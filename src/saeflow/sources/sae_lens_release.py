@@ -1,12 +1,12 @@
-"""Any release of sae-lens, through the loader of that package: `load_dictionaries("sae-lens:RELEASE")`.
+"""Any release of sae-lens, through that package's loader: `load_dictionaries("sae-lens:RELEASE")`.
 
-The package knows some 170 releases, and converts those whose files are of a format of their own. It is an optional
-extra, imported when such a release is named and not before. Its list of a release names each SAE; the site is
-known from that name (`blocks.5.hook_resid_post`, `layer_20/width_16k/canonical`, `l3m_8x`) and the release's, so
-that listing needs no network. Several SAEs at one site are chosen by a pattern of their names:
+The package knows some 170 releases, and converts those whose files have other formats. It is an optional extra,
+imported only when such a release is named. It lists the names of a release's SAEs. The site follows from the SAE's
+name (`blocks.5.hook_resid_post`, `layer_20/width_16k/canonical`, `l3m_8x`) and the release's, so that listing needs no
+network. Where several SAEs are at one site, a pattern of their names selects one:
 `sae-lens:gemma-scope-2b-pt-res@layer_*/width_16k/average_l0_7?`.
 
-What its loader returns is read as a sae-lens folder is: a configuration, and tensors by name.
+The loaded SAE is read like a sae-lens folder: a configuration, and tensors by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LAYER: Final = re.compile(r"(?:^|[/_.-])(?:layer_?|l|L)?(\d+)(?=$|[/_.a-zA-Z-])
 _PARTS: Final = (
     (Part.ATT, re.compile(r"(?:^|[/_.-])(?:att|attn|attention|lxa|hook_z)(?=$|[/_.-])|^l\d+a_")),
     (Part.MLP, re.compile(r"(?:^|[/_.-])(?:mlp|transcoders?|lxm)(?=$|[/_.-])|^l\d+m_")),
-    # the last three name releases whose SAEs are all of the residual stream, which no name of theirs says
+    # the last three alternatives match releases of residual-stream SAEs whose names do not say so
     (Part.RES, re.compile(r"(?:^|[/_.-])(?:res|resid|lxr)(?=$|[/_.-])|^l\d+r_|^qwen-scope|^goodfire|-andyrdt$")),
 )
 _CLT: Final = re.compile(r"(?:^|[/_])clt(?=$|[/_])")
@@ -42,16 +42,16 @@ _HOOK: Final = re.compile(r"blocks\.\d+\.(?:attn\.)?hook_[a-z]+(?:_[a-z]+)?")
 
 
 def sae_lens_openers(name: str) -> tuple[dict[Site, Callable[[], Dictionary]], str, dict[str, str]]:
-    """What opens each dictionary of a release of sae-lens, the model's name there, and what has no site.
+    """The openers of a sae-lens release's dictionaries by site, its model's name, and the SAEs left out, with reasons.
 
-    Fetches nothing. Where several SAEs are at one site, what opens it refuses, naming them. `name` is the release,
-    with a pattern of SAE names after an @ where one is needed.
+    Fetches nothing. Where several SAEs are at one site, its opener raises an error that names them. `name` is the
+    release, with a pattern of SAE names after an @ if needed.
 
     Raises:
         MissingExtra: when sae-lens is not installed.
-        UnknownRelease: when it has no such release.
-        InvalidArgument: when the pattern fits none.
-        UnsupportedFormat: when the names give no site of its SAEs, or they are cross-layer transcoders.
+        UnknownRelease: when sae-lens has no such release.
+        InvalidArgument: when the pattern matches no SAE.
+        UnsupportedFormat: when no SAE's name gives its site, or all are cross-layer transcoders.
     """
     release, _, pattern = name.partition("@")
     listed = _listing(release)
@@ -100,7 +100,7 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
         ) from error
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise BadFile(f"{where}: sae-lens does not load it ({type(error).__name__}: {error}).") from error
-    # before version 6 a tuple of the SAE, its configuration and sparsities
+    # before version 6, from_pretrained returns a tuple of the SAE, its configuration and sparsities
     sae = sae[0] if isinstance(sae, tuple) else sae
     config: dict[str, Any] = sae.cfg.to_dict()
     transcoder = "transcoder" in str(config.get("architecture"))
@@ -113,7 +113,7 @@ def _open(release: str, names: list[str], site: Site) -> Dictionary:
 
 
 def _is_cross_layer(listed: Any, sae: str) -> bool:
-    """Whether the loader sums decoders: known by which of its functions it is and, of Gemma Scope 2, by the file."""
+    """Whether sae-lens sums an SAE's decoders: told by its conversion function or, for Gemma Scope 2, by the path."""
     function = str(getattr(listed, "conversion_func", None) or "")
     return bool(_CLT.search(function) or _CLT.search(listed.saes_map[sae]))
 
@@ -136,7 +136,7 @@ def _module(name: str) -> Any:
 
 
 def _site(release: str, sae: str) -> Site | None:
-    hook = _HOOK.match(sae)  # some are followed by a width or the name of a training run
+    hook = _HOOK.match(sae)  # some names continue with a width or the name of a training run
     if hook is not None:
         try:
             return site_of_hook(hook[0].replace(".hook_z", ".attn.hook_z").replace("attn.attn.", "attn."), "", sae)[0]

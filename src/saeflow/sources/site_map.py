@@ -1,16 +1,16 @@
-"""A map of sites that a user passes, for a model whose family `architectures` does not have; checked on one text.
+"""A user's site map, for a model whose family is not in `architectures`; checked on one text.
 
     sf.load_model("my-model", sites={
-        "res": "model.layers",              the list of blocks, from the model
-        "att": "self_attn",                 the rest within a block: what it returns is added to the stream
-        "mlp": "mlp",
-        "mlp_in": "post_attention_layernorm",    the norm before the MLP; left out where there is none
-        "z": "self_attn.o_proj",            the projection that attention ends with, for dictionaries on z
-        "norm": "model.norm",               the last norm, from the model, for the logit lens
+        "res": "model.layers",              the list of blocks
+        "att": "self_attn",                 the module whose output is added to the residual stream for attention
+        "mlp": "mlp",                       the same for the MLP
+        "mlp_in": "post_attention_layernorm",    the norm before the MLP; left out if there is none
+        "z": "self_attn.o_proj",            attention's output projection, for dictionaries on z
+        "norm": "model.norm",               the final norm, for the logit lens
     })
 
-Where a norm stands between a part and the stream, `att` and `mlp` name that norm. With the map pre + att + mlp = post
-must hold in every block.
+`res` and `norm` are paths from the model, the others are paths within a block. Where a norm stands between a part and
+the stream, `att` or `mlp` names that norm. With the map, pre + att + mlp = post must hold in every block.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saeflow.sources.captured import Captured
 from saeflow.sources.modules import is_centred
 
 SiteMap: TypeAlias = Mapping[str, str] | Architecture
-"""Module paths by site, as above; or those of a family, which are taken as they are."""
+"""Module paths by site, as above; or an `Architecture`, which is taken as it is."""
 TEXT: Final = "The quick brown fox jumps over the lazy dog, and a map of sites is checked on this text."
 _NEEDED: Final = ("res", "att", "mlp")
 _KEYS: Final = (*_NEEDED, "mlp_in", "z", "norm")
@@ -38,15 +38,15 @@ _ROUNDINGS: Final = 16
 
 
 def mapped(hf_model: PreTrainedModel, sites: SiteMap) -> Architecture:
-    """The module paths that a map names; whether they are right is for `checked` to say.
+    """The module paths that a site map names; `checked` then tells whether they are right.
 
     Raises:
-        InvalidArgument: for a key that is none or is missing, or a path that leads to no module.
+        InvalidArgument: for an unknown or missing key, or a path that leads to no module.
     """
     if isinstance(sites, Architecture):
         return sites
 
-    # 1. the keys, and that each path is there
+    # 1. check the keys, and that each path exists
     if set(sites) - set(_KEYS) or not set(_NEEDED) <= set(sites):
         raise InvalidArgument(
             f"sites has the keys {', '.join(sorted(sites)) or 'none'}. It needs res, att and mlp, and may have mlp_in, "
@@ -59,7 +59,7 @@ def mapped(hf_model: PreTrainedModel, sites: SiteMap) -> Architecture:
         if key in sites:
             _module(blocks[0], sites[key], key)
 
-    # 2. the model without its head, from which the blocks and the last norm are named
+    # 2. make the paths of blocks and final norm relative to the trunk, the model without its head, if all are in it
     trunk = str(hf_model.base_model_prefix)
     inside = (
         f"{trunk}." if trunk and all(sites[k].startswith(f"{trunk}.") for k in ("res", "norm") if k in sites) else ""
@@ -84,16 +84,16 @@ def mapped(hf_model: PreTrainedModel, sites: SiteMap) -> Architecture:
 
 
 def checked(architecture: Architecture, n_layers: int, capture: Callable[..., Captured]) -> Architecture:
-    """The map, once one pass agrees with it: whether the MLP reads the block's input is seen there too.
+    """The paths from `mapped`, checked in one pass, which also shows whether the MLP reads the block's input.
 
     Args:
-        architecture: of `mapped`.
-        n_layers: how many blocks there are.
+        architecture: from `mapped`.
+        n_layers: the number of blocks.
         capture: reads points and block inputs of one text, as `LanguageModel.capture` does.
 
     Raises:
-        InvalidArgument: where pre + att + mlp is not the stream after the block, or the MLP reads something else than
-            the stream.
+        InvalidArgument: where pre + att + mlp is not the stream after the block, where the MLP reads neither the
+            block's input nor the stream after attention, or where layers differ in which of the two it reads.
     """
     taps = (Tap.ATT, Tap.MLP, Tap.RES, Tap.MID)
     held = capture([(layer, tap) for layer in range(n_layers) for tap in taps], inputs=range(n_layers))
@@ -121,7 +121,7 @@ def checked(architecture: Architecture, n_layers: int, capture: Callable[..., Ca
 
 
 def _off(found: Float[Tensor, "*batch d"], expected: Float[Tensor, "*batch d"]) -> float:
-    """The largest difference at a token, in units of what rounding explains there."""
+    """The largest difference at any token, in units of what rounding explains there."""
     unit = _ROUNDINGS * torch.finfo(expected.dtype).eps * expected.abs().amax(dim=-1).clamp(min=1e-6)
     return float(((found - expected).abs().amax(dim=-1) / unit).max())
 

@@ -1,8 +1,8 @@
-"""Texts as token ids, the loss of their next tokens, and the texts that ids stand for.
+"""Texts as token ids, the loss of their next tokens, and the decoding of ids to text.
 
-Tokenizers of the SentencePiece kind (Llama 2, Mistral, TinyStories) drop the space that a decoded text begins with, so
-that a token decoded alone, or a completion without its prompt, loses the space in front; and a character of several
-bytes may be spread over several tokens. So ids are decoded behind a letter, which is then taken away.
+SentencePiece tokenizers (Llama 2, Mistral, TinyStories) drop the space at the start of a decoded text, so that a token
+decoded on its own, or a completion without its prompt, would lose its leading space. So ids are decoded after a letter,
+which is then removed. A character of several bytes may also be spread over several tokens, which `Spelling` joins.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from saeflow.errors import WidthMismatch
 from saeflow.sources.weights import infinite_values
 
 PIECE: Final = "\ufffd"
-"""What stands for a piece of a character, which cannot be shown."""
+"""The replacement character, which stands for an incomplete piece of a character."""
 _LONGEST: Final = 4
-"""Bytes of a character, at most."""
+"""The most bytes that a character takes in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,17 +35,17 @@ class Tokens:
 
     @property
     def lengths(self) -> list[int]:
-        """How many real tokens each text has."""
+        """The number of real tokens of each text."""
         return [int(n) for n in self.attention_mask.sum(dim=1).tolist()]
 
     def loss(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "batch pos-1"]:
-        """Loss of each next token in nats, in float32: column t is -log p(token t+1 | tokens up to t).
+        """The loss of each next token in nats, in float32: column t is -log p(token t+1 | tokens up to t).
 
-        NaN where token t+1 is padding, so that a mean has to be `nanmean` and cannot count padding.
+        NaN where token t+1 is padding, so that a mean must be `nanmean` and cannot count padding.
 
         Raises:
-            WidthMismatch: when the logits are not of this batch.
-            InvalidArgument: when logits are NaN or infinite, so that a token has no loss.
+            WidthMismatch: when the logits do not have this batch's shape.
+            InvalidArgument: when logits are NaN or infinite, so that a real token has no loss.
         """
         if logits.shape[:2] != self.input_ids.shape:
             raise WidthMismatch(
@@ -61,15 +61,15 @@ class Tokens:
 
 
 _IN_CACHE: Final = 1 << 18
-"""Logits summed at a time on a CPU, 1 MiB in float32: four times as fast as rows of many tokens, whose differences and
-exponentials each go through memory."""
+"""Logits processed at a time on a CPU, 1 MiB in float32, which fits the cache: four times as fast as many rows at once,
+whose differences and exponentials would each go through memory."""
 
 
 def nats(logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """-log p(token) of each row, in float32 and within 1e-5 of float64: log sum exp(l - l_token).
+    """-log p(token) for each row, in float32 and within 1e-5 of float64: log sum exp(l - l_token).
 
-    Torch's `cross_entropy` adds the vocabulary up one by one in float32: too low by up to 1e-3 nats for 260,000 tokens
-    where they are strided, 4e-5 where they are not. Its `logsumexp` adds them in pairs.
+    Torch's `cross_entropy` sums over the vocabulary one by one in float32. With 260,000 tokens its result is too low by
+    up to 1e-3 nats where the logits are strided, by 4e-5 where they are not. Torch's `logsumexp` sums pairwise.
     """
     some = max(1, _IN_CACHE // max(1, logits.shape[1]) if logits.device.type == "cpu" else len(logits))
 
@@ -81,26 +81,26 @@ def nats(logits: Float[Tensor, "n vocab"], ids: Int[Tensor, " n"]) -> Float[Tens
 
 
 class Spelling:
-    """The texts of a tokenizer's ids, as they are behind other text; each token is decoded once."""
+    """Decodes a tokenizer's ids to text, as they read after other text; each token is decoded once and cached."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Spell what `tokenizer` made."""
+        """Decode the ids of `tokenizer`."""
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
         self._special = frozenset(tokenizer.all_special_ids)
         self._before = cast("list[int]", tokenizer("a", add_special_tokens=False)["input_ids"])
 
     def token(self, token: int) -> str:
-        """The text of one token; a piece of a character is U+FFFD."""
+        """The text of one token; U+FFFD stands for a piece of a character."""
         if token not in self._known:
             self._known[token] = self._decoded([token]) if token in self._special else self._behind([token])
         return self._known[token]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token of a text that other text precedes; put together they are that text.
+        """The text of each token in a text that follows other text; joined, they are that text.
 
-        A character that is spread over tokens is with the last of them, and the others are empty. A part of
-        a character, where the text is cut, is U+FFFD.
+        A character spread over several tokens is assigned to the last of them, and the others are empty. U+FFFD stands
+        for an incomplete character where the text is cut.
         """
         found: list[str] = []
         for broken, group in groupby(ids, lambda token: PIECE in self.token(token)):
@@ -109,14 +109,14 @@ class Spelling:
         return found
 
     def text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of ids that follow other text; it grows with them, but for U+FFFD at its end."""
+        """The text of ids that follow other text; more ids only extend it, except for U+FFFD at its end."""
         special = self._special if skip_special_tokens else ()
         return "".join(self.tokens([token for token in ids if token not in special]))
 
     def _characters(self, ids: Sequence[int]) -> list[str]:
-        """The texts of tokens that hold pieces of characters."""
+        """The texts of consecutive tokens that hold pieces of characters."""
         found = [""] * len(ids)
-        start = ready_to = 0  # where the character that is being put together begins, and up to where texts are known
+        start = ready_to = 0  # where the character being assembled begins, and up to where texts are known
         done = ""
         for n in range(len(ids)):
             whole = self._behind(ids[start : n + 1])
@@ -132,7 +132,7 @@ class Spelling:
         return found[:ready_to] + [PIECE] * (len(ids) - ready_to)
 
     def _behind(self, ids: Sequence[int]) -> str:
-        """What ids add to a text."""
+        """The text that ids add after a letter."""
         before, whole = self._decoded(self._before), self._decoded([*self._before, *ids])
         return whole[len(before) :] if whole.startswith(before) else self._decoded(ids)
 

@@ -1,7 +1,7 @@
-"""Weights: where the tensors of a Dictionary come from, and what is checked when values are read.
+"""Weights: where the tensors of a Dictionary come from, and the checks of values when they are read.
 
-Below dictionary.py and the file readers. A Weights knows its shape from a header and reads one tensor at a
-time; wrappers change what is read without reading anything else: other device or dtype, rows scaled.
+Used by dictionary.py and the file readers. A Weights knows its shape from a header and reads one tensor at a time;
+wrappers transform what is read, such as its device, its dtype or the scale of its rows.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from saeflow.files import cache_folder, write_atomic
 from saeflow.ids import FeatureId
 
 _AT_ONCE: Final = 1 << 28
-"""Numbers read at a time for a digest: 1 GiB."""
+"""Numbers read at a time for a digest: 1 GiB in float32."""
 _HEX: Final = 64
 
 
 class Weights(ABC):
-    """Where a dictionary's tensors come from. `read` costs a read each time; Dictionary keeps the result.
+    """Where a dictionary's tensors come from. Each `read` reads from the source; Dictionary keeps the result.
 
     Attributes:
-        origin: what an error names: the file.
+        origin: the file or object, as error messages name it.
         shape: (n_features, d_in), known without reading a tensor.
-        d_out: the width of a row of `W_dec`: `d_in`, but for a transcoder between spaces of two widths.
+        d_out: the width of a row of `W_dec`: `d_in`, except for a transcoder between two widths.
         has_skip: whether there is a `W_skip`, known without reading it.
     """
 
@@ -41,17 +41,17 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor by its name.
+        """Read one tensor by name.
 
-        `W_enc` [n_features d_in], `W_dec` [n_features d_out], `b_enc` [n_features], `b_dec` [d_out], and where
-        there is one `W_skip` [d_out d_in].
+        The names are `W_enc` [n_features d_in], `W_dec` [n_features d_out], `b_enc` [n_features], `b_dec` [d_out] and,
+        if `has_skip`, `W_skip` [d_out d_in].
 
         Raises:
             BadFile: when the tensor cannot be read.
         """
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Features `start` to `stop` - 1 of `W_enc`, `W_dec` or a vector of n_features; by range where that can be.
+        """Features `start` to `stop` - 1 of `W_enc`, `W_dec` or a vector over features; by range where possible.
 
         Raises:
             BadFile: when they cannot be read.
@@ -60,15 +60,15 @@ class Weights(ABC):
 
     @property
     def stamp(self) -> str:
-        """The state of the file (path, size, time of change), and what of it is read; "" when it is not known."""
+        """The state of the file (path, size, modification time) and which part of it is read; "" if unknown."""
         return ""
 
 
 def digest(weights: Weights) -> str:
-    """sha256 of `W_dec` in float32, rows being features: the same from any format, on any device or processor.
+    """sha256 of `W_dec` in float32, with features as rows: the same from any format, on any device or processor.
 
-    Read by parts. Kept in the cache folder for each state of a file (path, size, time of change), so that only the
-    first call reads it.
+    The tensor is read in parts. The digest is cached on disk for each state of a file (path, size, modification time),
+    so that only the first call reads the file.
 
     Raises:
         BadFile: when the tensor cannot be read.
@@ -85,13 +85,13 @@ def digest(weights: Weights) -> str:
         part = weights.read("W_dec") if step >= n else weights.read_rows("W_dec", start, min(start + step, n))
         found.update(part.detach().float().cpu().contiguous().numpy().data)
     if stamp:
-        with suppress(SaeflowError, OSError):  # a cache that cannot be written costs time alone
+        with suppress(SaeflowError, OSError):  # a cache that cannot be written only costs time
             write_atomic(kept, found.hexdigest().encode())
     return found.hexdigest()
 
 
 class _Derived(Weights):
-    """Weights made from others: the same file, the same shape."""
+    """Weights derived from others, with the same origin and shape unless overridden."""
 
     def __init__(self, base: Weights) -> None:
         super().__init__(base.origin, base.shape, base.d_out, has_skip=base.has_skip)
@@ -101,13 +101,14 @@ class _Derived(Weights):
 class RowScaled(_Derived):
     """Weights with encoder row i multiplied by factor[i]; unless `encoder_only`, bias i too, and decoder row i divided.
 
-    Without `encoder_only` activation i is multiplied by factor[i], and the reconstruction is the same.
+    Without `encoder_only`, activation i is multiplied by factor[i] under ReLU, or with thresholds scaled alike, and the
+    reconstruction is the same.
     """
 
     def __init__(
         self, base: Weights, factor: Callable[[], Float[Tensor, " n_features"]], *, encoder_only: bool = False
     ) -> None:
-        """`factor` is called only when a tensor that needs it is read."""
+        """Wrap `base`; `factor` is called only when a tensor that needs it is read."""
         super().__init__(base)
         self._factor, self._encoder_only = factor, encoder_only
 
@@ -123,39 +124,39 @@ class RowScaled(_Derived):
 
 
 class DirectionsOnly(_Derived):
-    """Weights of which the directions of the decoder's rows are known, and nothing else.
+    """Weights of which only the directions of the decoder rows are known.
 
-    A number that all of them are to be multiplied by is missing: `W_dec` is read up to it, and all else refused.
+    One factor common to all decoder rows is missing: `W_dec` is read without it, and all else is refused.
     """
 
     def __init__(self, base: Weights, why: str) -> None:
-        """`why` says, where more is requested, what is missing and what to do."""
+        """`why` is the error message for other tensors: what is missing and what to do."""
         super().__init__(base)
         self._why = why
 
     def read(self, name: str) -> Tensor:
-        """The base's `W_dec`; UnsupportedFormat for any other tensor. Raises BadFile as the base does."""
+        """The base's `W_dec`. Raises UnsupportedFormat for any other tensor, and BadFile as the base does."""
         if name != "W_dec":
             raise UnsupportedFormat(self._why)
         return self._base.read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some features of the base's `W_dec`; raises as `read`."""
+        """Some rows of the base's `W_dec`; raises as `read` does."""
         if name != "W_dec":
             raise UnsupportedFormat(self._why)
         return self._base.read_rows(name, start, stop)
 
 
 class Shifted(_Derived):
-    """Weights for `h` where the base is for `h - shift`: the same activations, and `h` is reconstructed."""
+    """Weights that read and reconstruct `h` where the base's read `h - shift`, with the same activations."""
 
     def __init__(self, base: Weights, shift: Float[Tensor, " d_in"], *, by_b_dec: bool) -> None:
-        """`by_b_dec`: `b_dec` is subtracted from what is read, and so takes the shift along."""
+        """With `by_b_dec`, encoding subtracts `b_dec`, so that shifting `b_dec` suffices and `b_enc` stays."""
         super().__init__(base)
         self._shift, self._by_b_dec = shift, by_b_dec
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor; the biases moved. Raises BadFile as the base does."""
+        """The base's tensor, with shifted biases. Raises BadFile as the base does."""
         tensor = self._base.read(name)
         if name == "b_dec":
             return tensor + self._shift.to(tensor)
@@ -174,16 +175,16 @@ class Cast(_Derived):
         self._device, self._dtype = device, dtype
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor, moved."""
+        """The base's tensor, moved and cast."""
         return self._base.read(name).to(device=self._device, dtype=self._dtype)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some features of the base's tensor, moved."""
+        """Some features of the base's tensor, moved and cast."""
         return self._base.read_rows(name, start, stop).to(device=self._device, dtype=self._dtype)
 
     @property
     def stamp(self) -> str:
-        """That of the base, unless values change with the dtype."""
+        """The base's stamp, unless the dtype may change values."""
         return self._base.stamp if self._dtype in (None, torch.float32) else ""
 
 
@@ -198,7 +199,7 @@ class RowRange(_Derived):
         self.shape = stop - start, base.shape[1]
 
     def read(self, name: str) -> Tensor:
-        """The base's tensor; of those with an entry for each feature, the range. Raises BadFile as the base does."""
+        """The base's tensor, cut to the range if it has one row per feature. Raises BadFile as the base does."""
         if name in ("b_dec", "W_skip"):
             return self._base.read(name)
         return self._base.read_rows(name, self._start, self._stop)
@@ -208,10 +209,10 @@ class TensorsInMemory(Weights):
     """Weights in memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str, *, transcoder: bool = False) -> None:
-        """Check shapes against `W_dec` and hold; a transcoder's `d_in` is that of `W_enc`. `origin` names them.
+        """Hold tensors whose shapes fit `W_dec`; a transcoder's `d_in` is that of `W_enc`. Errors name `origin`.
 
         Raises:
-            InvalidArgument: when two shapes do not go together.
+            InvalidArgument: when two shapes do not fit together.
         """
         if tensors["W_dec"].ndim != 2:
             raise InvalidArgument(
@@ -238,7 +239,7 @@ class TensorsInMemory(Weights):
 
 
 def expected_shapes(n_features: int, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor a dictionary may have, rows being features; `W_skip` is not in all of them."""
+    """The shape of each tensor a dictionary may have, with features as rows; only some have `W_skip`."""
     return {
         "W_enc": (n_features, d_in),
         "b_enc": (n_features,),
@@ -249,10 +250,10 @@ def expected_shapes(n_features: int, d_in: int, d_out: int) -> dict[str, tuple[i
 
 
 def check_values(tensor: Tensor, name: str, origin: str) -> None:
-    """Refuse values that are not finite.
+    """Check that all values are finite.
 
     Raises:
-        BadFile: naming `origin`, the tensor, how many rows and which come first.
+        BadFile: naming `origin`, the tensor, the number of bad rows and the first of them.
     """
     peak = row_peaks(tensor)
     bad = torch.nonzero(~torch.isfinite(peak)).flatten()
@@ -264,15 +265,16 @@ def check_values(tensor: Tensor, name: str, origin: str) -> None:
 
 
 def refuse_infinite(what: str, h: Float[Tensor, "*tokens width"], real: Tensor | None = None) -> None:
-    """Refuse hidden states that hold NaN or infinite values; no feature is active on them, silently.
+    """Check that hidden states are finite: on NaN or infinite values features would be silently inactive.
 
     Args:
         what: what they are, in the plural, for the message: "hidden states at 3/res".
-        h: in any dtype; adding up a token keeps NaN and makes infinity of infinity, and nothing else does in float32.
-        real: `Int[Tensor, "*tokens"]`, not 0 where the value counts; None for everywhere.
+        h: hidden states in any dtype; a token's sum, in float32 or better, is NaN or infinite where a value is, and
+            practically only there.
+        real: `Int[Tensor, "*tokens"]`, not 0 where a token counts; None if all count.
 
     Raises:
-        InvalidArgument: with how many tokens are concerned.
+        InvalidArgument: with the number of bad tokens.
     """
     fine = h.sum(dim=-1, dtype=torch.promote_types(h.dtype, torch.float32)).isfinite()
     if real is not None:
@@ -282,7 +284,7 @@ def refuse_infinite(what: str, h: Float[Tensor, "*tokens width"], real: Tensor |
 
 
 def infinite_values(what: str, fine: Tensor, real: Tensor) -> InvalidArgument:
-    """The error for values that are NaN or infinite at the tokens that are real and not `fine`."""
+    """The error for NaN or infinite values at the tokens that are not `fine`; `real` is not 0 where a token counts."""
     return InvalidArgument(
         f"{what} hold NaN or infinite values, at {int((~fine).sum())} of {int((real != 0).sum())} tokens. float16 "
         "overflows above 65,504: load the model and its dictionaries in bfloat16 or float32; else look at the weights, "
@@ -291,10 +293,10 @@ def infinite_values(what: str, fine: Tensor, real: Tensor) -> InvalidArgument:
 
 
 def unit_rows(rows: Float[Tensor, "n width"], features: Sequence[FeatureId]) -> Float[Tensor, "n width"]:
-    """The decoder rows of some features at unit length, for those who add them to hidden states.
+    """The decoder rows of some features at unit norm, to be added to hidden states.
 
     Raises:
-        InvalidArgument: for a row without a direction: adding it would change nothing, or everything to NaN.
+        InvalidArgument: for a row that is zeros or not finite: adding it would change nothing, or give NaN.
     """
     peak = row_peaks(rows)
     bad = [str(f) for f, one in zip(features, peak.tolist(), strict=True) if not 0 < one < float("inf")]
@@ -308,15 +310,16 @@ def unit_rows(rows: Float[Tensor, "n width"], features: Sequence[FeatureId]) -> 
 
 
 def row_peaks(tensor: Float[Tensor, "*rows columns"]) -> Float[Tensor, " n_rows"]:
-    """The largest absolute entry of each row, or each entry of a vector.
+    """The largest absolute entry of each row, or the absolute value of each entry of a vector.
 
-    NaN or infinite where any entry of the row is, and 0 only in a row of zeros: no square under- or overflows.
+    NaN or infinite where any entry of the row is, and 0 only for a row of zeros; unlike a norm it squares nothing, so
+    nothing under- or overflows.
     """
     if tensor.ndim < 2:
         return tensor.abs().reshape(-1)
-    return torch.maximum(tensor.amax(dim=-1), -tensor.amin(dim=-1))  # an eighth of the time of aminmax
+    return torch.maximum(tensor.amax(dim=-1), -tensor.amin(dim=-1))  # eight times as fast as aminmax
 
 
 def first_rows(rows: Tensor) -> list[int]:
-    """The first five row numbers, for a message."""
+    """The first five row indices, for an error message."""
     return [int(row) for row in rows[:5]]

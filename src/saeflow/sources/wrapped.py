@@ -1,7 +1,7 @@
-"""The model of transformers inside what another library put around it: adapters, TransformerLens's bridge, nnsight.
+"""The transformers model inside a wrapper of another library: peft's adapters, TransformerLens's bridge, nnsight.
 
-They are known by the library their class comes from, which is not imported. A wrapper that does something its inner
-model does not do by itself is refused.
+A wrapper is recognised by the library of its class, which is not imported. A wrapper that computes something its inner
+model does not is refused.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from saeflow.errors import InvalidArgument
 def model_inside(
     model: object, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of transformers that a wrapper runs, and its tokenizer where none is given.
+    """The transformers model in a wrapper, or `model` itself, with its tokenizer: the given one, else the wrapper's.
 
     Raises:
-        InvalidArgument: for what is no such model and holds none; a wrapper whose inner model alone computes something
-            else (prompts of peft, processed weights of TransformerLens) or has no weights yet; or without a tokenizer.
+        InvalidArgument: for an object that neither is nor contains a transformers model; for a wrapper whose inner
+            model computes something else (peft's prompts, TransformerLens's processed weights) or has no weights yet;
+            or without a tokenizer.
     """
     inside, libraries = cast("Any", model), {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     if "peft" in libraries:
-        # adapters of layers act inside the base model; prompts and prefixes are put in by the wrapper
+        # layer adapters act inside the base model, but prompts and prefixes are inserted by the wrapper
         kinds = [str(config.peft_type) for config in inside.peft_config.values() if config.is_prompt_learning]
         if kinds:
             raise InvalidArgument(

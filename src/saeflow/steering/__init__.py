@@ -1,8 +1,8 @@
 """Steering with the features of flow graphs: find where to start, plan, generate, judge (sections 3.5 and 5.3).
 
 A `SteeringPlan` is data: features with a strength or a factor each, in a file that a person reads and edits.
-`build_plan` makes one from starting features and an atlas, without torch; folding, budgets and output scores bring the
-weights and the model in; `LanguageModel.intervening` applies it to any generation, and `saeflow.steering.generate` to
+`build_plan` makes one from starting features and an atlas, without torch unless folding, budgets or output scores need
+the weights and the model. `LanguageModel.intervening` applies it to any generation, and `saeflow.steering.generate` to
 many samples at once. Names are imported at first use.
 """
 

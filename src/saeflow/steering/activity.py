@@ -1,6 +1,6 @@
-"""How active every feature is on each of some texts: the means over tokens, sparse, streamed over the texts.
+"""Mean activation of every feature on each text: the mean over tokens, stored sparsely, streamed over the texts.
 
-Special tokens are left out, the begin-of-text token above all: many features fire there on any text.
+Special tokens are left out, especially the begin-of-text token, where many features fire on any text.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Activity:
     Attributes:
         sites: in order of computation.
         means: for each site a CSR matrix, texts by features: the mean over the tokens of the text that are not
-            special, in the units of the dictionary. What is not stored never fired.
-        lengths: how many tokens of each text counted.
+            special, in the units of the dictionary. Entries that are not stored are zero.
+        lengths: how many tokens of each text count.
     """
 
     sites: tuple[Site, ...]
@@ -55,12 +55,12 @@ def activity(
         model: the model the dictionaries were trained on.
         dictionaries: by site.
         texts: one or more, each with a token that is not special.
-        sites: where; all residual sites when not given.
-        max_length: tokens of a text that are read, the begin-of-text token included.
-        progress: called with (texts' units done, units, what).
+        sites: where to look; all residual sites by default.
+        max_length: tokens read from each text, including the begin-of-text token.
+        progress: called with (batches done, batches, where).
 
     Raises:
-        InvalidArgument: for no sites, or a text without a token that is not special.
+        InvalidArgument: without sites, or for a text that has only special tokens.
         UnknownSite: for a site without a dictionary.
         WidthMismatch: for a dictionary that does not fit the model.
     """
@@ -74,7 +74,7 @@ def activity(
     for unit, start in enumerate(starts):
         if progress:
             progress(unit, len(starts), f"at {wanted[0]} to {wanted[-1]}")
-        # 1. run some texts; the tokens of all of them that count are one long column
+        # 1. tokenise a batch; its tokens that count, concatenated, are the rows of what follows
         some = texts[start : start + TEXTS_AT_ONCE]
         batch = TextBatch.of(model, some, max_length=max_length)
         counted = batch.real.sum(dim=1)
@@ -84,7 +84,7 @@ def activity(
             )
         lengths += counted.tolist()
         text_of_token = batch.real.nonzero()[:, 0].split(ENCODED_AT_ONCE)
-        # 2. of each site the sums by text
+        # 2. run it, and at each site sum the activations by text
         for site, h in site_states(model, dictionaries, wanted, batch.tokens).items():
             sums = torch.zeros(len(some), dictionaries[site].n_features, dtype=torch.float32, device=h.device)
             for acts, of_text in zip(encoded(dictionaries[site], h[batch.real]), text_of_token, strict=True):

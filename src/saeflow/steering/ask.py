@@ -3,8 +3,8 @@
     plan = sf.plan("demo", theme="playtime")
     sf.steer("demo", "I think", theme="playtime", samples=3)
 
-Without a strength a plan has that of `STRENGTH` and is held within `TOTAL`. Both were chosen by the offline judge on
-the demo pack's themes (docs/steering.md).
+Without an explicit strength, a plan has strength `STRENGTH` and is held within `TOTAL`. Both were chosen by the offline
+judge on the demo pack's themes (docs/steering.md).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from saeflow.sources.model import LanguageModel
 
 TOTAL: Final = 0.4
-"""The share of the centred norm a plan may change where no strength is given: clear, and still language."""
+"""Budget without an explicit strength, as a share of the centred norm: a clear effect in text that is still fluent."""
 
 LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
-"""Tokens where none are given (B.2, B.1)."""
+"""Default lengths of texts, in tokens (B.2, B.1)."""
 
 DEMO_TEXTS: Final = 8
-"""Texts of each domain of the demo pack that centred norms are measured on where none are named."""
+"""Texts of each domain of the demo pack that centred norms are measured on by default."""
 
 MEASURED: Final = 64
-"""Texts of each dataset named that they are measured on, at most."""
+"""The most texts of each named dataset that they are measured on."""
 
 
 def plan(
@@ -66,26 +66,26 @@ def plan(
 
     Args:
         release: "demo", a folder, or the name of a release.
-        theme: the theme to steer by: a name of the release's, or a .toml file.
+        theme: the theme to steer by: one of the release, by name, or a .toml file.
         starts: features to grow graphs from, such as "2/res/114"; those of the theme by default.
         suppress: steer away from the features.
         strength: s of activation, above 0; the default is held within 40 % of the centred norm.
         schedule: how s is spread over layers: linear, constant or exponential (B.2).
         strength_end: s at the last layer of a linear schedule.
         r: the factor of suppression: 0 removes, below 0 reverses.
-        parts: whose features are changed.
+        parts: the parts whose features are changed.
         thresholds: where graphs are cut.
-        k: matches of each site that are followed.
+        k: how many matches to follow at each site.
         budget_layer: the most a layer may change, as a share of the centred norm.
         budget_total: the most all layers together may change.
-        texts: names of what centred norms are measured on; the theme's examples by default.
+        texts: names of the datasets that centred norms are measured on; the theme's examples by default.
         atlas: the name of an atlas; that of the release by default.
         model: the language model or its name; that of the release by default.
         device: where to compute what is loaded here.
 
     Raises:
         InvalidArgument: for a value out of range or one that would be ignored, or neither a theme nor features.
-        InvalidId, UnknownFeature, UnknownSite, UnknownRelease, BadFile, Unreachable: where something is not there.
+        InvalidId, UnknownFeature, UnknownSite, UnknownRelease, BadFile, Unreachable: when something cannot be found.
     """
     opened = open_atlas(atlas or release)
     if suppress and strength is not None:
@@ -122,12 +122,12 @@ def steer(
     device: str = "cpu",
     **planned: Any,
 ) -> pd.DataFrame:
-    """Texts with and without a plan, from the same seeds: steered and unsteered samples are paired.
+    """Generate texts with and without a plan, from the same seeds: steered and unsteered samples are paired.
 
     Args:
         release: "demo", a folder, or the name of a release.
         prompt: what the texts continue from.
-        plan: a plan or its file; without one it is made from `planned`.
+        plan: a plan or its file; by default a plan is made from `planned`.
         samples: how many samples, with consecutive seeds.
         seed: of the first sample.
         max_new_tokens: length of the texts; by default 36 to activate and 96 to suppress.
@@ -135,15 +135,15 @@ def steer(
         top_p: probability of the nucleus, in (0, 1].
         model: the language model or its name; that of the release by default.
         device: where to compute what is loaded here.
-        planned: what `saeflow.plan` takes besides: theme, starts, suppress, strength ...
+        planned: arguments for `saeflow.plan`: theme, starts, suppress, strength ...
 
     Returns:
-        A row for each sample: its seed, the steered and the unsteered text, and how much of the hidden norm was changed
-        in all while writing, as a share. `attrs` holds the plan.
+        One row per sample: its seed, the steered and the unsteered text, and the share of the hidden norm that the plan
+        changed in total during generation. `attrs` holds the plan.
 
     Raises:
-        InvalidArgument, TypeError: as `saeflow.plan` does, and for a plan beside what would make one.
-        BadFile: when the plan's file is none.
+        InvalidArgument, TypeError: as `saeflow.plan` does, and for a plan together with `planned`.
+        BadFile: when the plan's file is not a plan.
     """
     import pandas as pd
 
@@ -177,10 +177,10 @@ _plan = plan
 
 
 def default_schedule(kind: ScheduleKind | str, strength: float | None, strength_end: float, **more: float) -> Schedule:
-    """The schedule of a kind, with the default strength where none is given.
+    """The schedule of a kind, with the default strength if `strength` is None.
 
     Raises:
-        InvalidArgument: for another kind, or a strength that is not above 0.
+        InvalidArgument: for an unknown kind, or a strength that is not above 0.
     """
     s = STRENGTH if strength is None else strength
     if not s > 0:
@@ -190,7 +190,7 @@ def default_schedule(kind: ScheduleKind | str, strength: float | None, strength_
 
 
 def default_budget(total: float | None, strength: float | None, *, suppress: bool, model: object) -> float | None:
-    """The budget of a plan: `TOTAL` where the strength is the default one and a model can measure it."""
+    """The total budget of a plan: `TOTAL` if none is given, the strength is the default, and a model can measure it."""
     return TOTAL if total is None and strength is None and not suppress and model else total
 
 
@@ -204,16 +204,16 @@ def plan_from_names(
     prepend_bos: bool | None = None,
     progress: Progress | None = None,
 ) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
-    """The plan of a request; with the weights and the model that it was made with, where it needed them.
+    """Make the plan of a request; return it with the weights and the model that were loaded for it, if any.
 
     Raises:
-        InvalidArgument: as `build_plan`; where a model is needed and not known, or the texts are unknown.
-        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+        InvalidArgument: as `build_plan`; when a model is needed and not known, or the texts are unknown.
+        UnknownRelease, BadFile, Unreachable: when something cannot be opened.
     """
-    # 1. Grown once without weights, which takes no time: a slip shows before anything large is loaded.
+    # 1. Grow the graphs once without weights, which is fast: mistakes surface before anything large is loaded.
     build_plan(request.from_graphs_alone(), atlas=atlas)
 
-    # 2. The weights, the model and the texts, each where the request needs it.
+    # 2. Load the weights, the model and the texts that the request needs.
     weights, loaded, measured = None, None, list[str]()
     wants_model = request.needs_model or request.shares or bool(model)
     if request.needs_dictionaries or wants_model:
@@ -225,7 +225,7 @@ def plan_from_names(
             measured = _measured_texts(request, texts)  # refuses unknown ones before the model is loaded
             loaded = opened_model(request.release, weights, model, device=device, prepend_bos=prepend_bos)
 
-    # 3. The plan.
+    # 3. Make the plan.
     words = words_for(atlas.release, beside=atlas.folder)
     made = build_plan(
         request, atlas=atlas, dictionaries=weights, model=loaded, words=words, texts=measured, progress=progress
@@ -234,9 +234,10 @@ def plan_from_names(
 
 
 def _measured_texts(request: PlanRequest, names: Sequence[str]) -> list[str]:
-    """The first texts of the datasets named, in the order of seed 0.
+    """Up to `MEASURED` texts of each named dataset, as seed 0 orders them.
 
-    Without names, none where the theme has examples, which are measured instead, and else a few of the demo pack.
+    Without names: nothing if the theme has examples, which `build_plan` then measures on, or else `DEMO_TEXTS` texts of
+    each domain of the demo pack.
     """
     from saeflow.experiments.sampling import read_texts
     from saeflow.steering.theme import load_theme

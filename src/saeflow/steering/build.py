@@ -1,13 +1,13 @@
-"""From starting features to plans: what `saeflow plan`, `steer`, `sweep` and the explorer do. No torch by itself.
+"""From starting features to plans, for `saeflow plan`, `steer`, `sweep` and the explorer. Imports torch only on use.
 
-1. `choose` grows the graphs of the starts, joins their features to targets, and leaves out what is ruled out.
-2. `weak_features` finds those of a low output score, to be left out as well.
+1. `choose` grows the graphs of the starts, joins them, and leaves out the features that are ruled out.
+2. `weak_features` finds features with a low output score, which are left out too.
 3. `own_scales` finds what a coefficient of 1 means for each feature: s counts in these units (folding, B.2).
-4. `plan_of` gives each feature that is left its value: s as its layer has it in the schedule, or r.
+4. `plan_of` gives each remaining feature its value: the s that the schedule has for its layer, or r.
 5. `sizes.fit_budget` weakens the plan until it fits a budget.
 
-`build_plan` takes these steps for one request; `sweep.plans` takes the first three once for a theme, and the
-others for each setting of a grid. Steps that need the weights or the model say so where they are not given.
+`build_plan` takes these steps for one request; `sweep.plans` takes the first three once per theme, and the others for
+each setting of a grid. Steps that need missing weights or a missing model raise an error that says so.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """Everything a plan depends on, but for atlas, weights, model and texts.
+    """Everything a plan depends on except the atlas, weights, model and texts.
 
     Attributes:
-        release: the dictionaries, as `load_dictionaries` takes them; the plan names them.
+        release: the dictionaries, as `load_dictionaries` takes them; recorded in the plan.
         direction: activate or suppress.
         theme: name of a theme of the release, or the path of a theme's file; empty for none.
-        starts: features to grow graphs from; those of the theme where empty.
+        starts: features to grow graphs from; those of the theme if empty.
         schedule: to activate, how the coefficient is spread over layers.
         r: to suppress, the factor of every feature.
-        reach: layer `upto` alone, all layers up to it, or all.
-        upto: l of the first two.
+        reach: layer `upto` only, all layers up to it, or the whole span.
+        upto: the layer l of the first two reaches; None for the whole span.
         thresholds: where graphs are cut; 0.5 for the residual stream and 0.15 for modules by default (B.2).
-        k: matches of each site that are followed.
-        parts: of the features that are changed.
+        k: how many matches to follow at each site.
+        parts: the parts whose features are changed.
         drop: features to leave out, with the reason.
-        keep: where given, the only features to keep.
-        min_score: leave out what hangs together with no start at this score, in [-1, 1].
-        min_output_score: leave out features of a lower output score, in [0, 1]; starts as well.
+        keep: if given, the only features to keep.
+        min_score: leave out features whose best path to a start scores lower, in [-1, 1].
+        min_output_score: leave out features with a lower output score, in [0, 1], including starts.
         fold: to activate, whether s counts in units of a feature's threshold times the length of its row (B.2).
-        budget_layer: the most a plan may change at a layer, as a share of the centred norm; None for no limit.
-        budget_total: the same for all it changes, at its last layer.
-        shares: whether the shares are measured and noted, where there is a model, even without a budget.
+        budget_layer: the most a plan may change at any layer, as a share of the centred norm; None for no limit.
+        budget_total: the most it may change in total, measured at its last layer; None for no limit.
+        shares: whether to measure and record the shares even without a budget, if a model is given.
 
     Raises:
-        InvalidArgument: for neither a theme nor starts, or a value outside its range.
+        InvalidArgument: without a theme or starts, or for a value outside its range.
     """
 
     release: str = ""
@@ -83,7 +83,7 @@ class PlanRequest:
     shares: bool = True
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded."""
+        """Check values before anything is loaded."""
         if not self.theme and not self.starts:
             raise InvalidArgument(
                 "a plan needs features to start from. Name a theme (--theme), or features (--starts 2/res/114,3/res/5)."
@@ -99,22 +99,22 @@ class PlanRequest:
                 )
 
     def from_graphs_alone(self) -> PlanRequest:
-        """The same without what needs weights or a model: it finds the features, and refuses what it cannot mean."""
+        """The request without what needs weights or a model: enough to find the features and to detect mistakes."""
         return replace(self, fold=False, shares=False, min_output_score=None, budget_layer=None, budget_total=None)
 
     @property
     def folds(self) -> bool:
-        """Whether values are folded: a factor r has no unit, and needs none."""
+        """Whether values are folded; never to suppress, since a factor r has no units."""
         return self.fold and self.direction is SteeringDirection.ACTIVATE
 
     @property
     def needs_model(self) -> bool:
-        """Whether a plan cannot be made without the model, whatever the dictionaries read."""
+        """Whether making the plan needs the model, whatever tensors the dictionaries read."""
         return any(limit is not None for limit in (self.budget_layer, self.budget_total, self.min_output_score))
 
     @property
     def needs_dictionaries(self) -> bool:
-        """Whether a plan cannot be made without the weights."""
+        """Whether making the plan needs the weights."""
         return self.folds or self.needs_model
 
 
@@ -128,21 +128,21 @@ def build_plan(
     texts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> SteeringPlan:
-    """The plan that is requested; see the head of the file for the steps.
+    """Make the requested plan, by the steps of the module docstring.
 
     Args:
-        request: what the plan is to be.
+        request: the plan to make.
         atlas: where matches come from.
-        dictionaries: of the release; not needed without folding, budgets, shares and output scores.
-        model: the model of the release; not needed without budgets, shares and output scores, unless dictionaries
-            read z or normalise tokens.
+        dictionaries: of the release; needed for folding, budgets, shares and output scores.
+        model: the model of the release; needed for budgets, shares and output scores, and if dictionaries read z or
+            normalise tokens.
         words: labels of features.
-        texts: what centred norms and activations are measured on; the theme's examples where empty. To suppress, give
+        texts: what centred norms and activations are measured on; the theme's examples if empty. To suppress, give
             texts in which the features fire.
         progress: called with (done, all, what) while output scores are computed.
 
     Raises:
-        InvalidArgument: when nothing is left to steer, something is dropped that was not found, the weights, the
+        InvalidArgument: when nothing is left to steer, a feature to drop or keep was not found, the weights, the
             model or texts are needed and missing, or the atlas was made from other weights.
         UnknownSite: when there is no dictionary, or there are no matches, at a start's site.
         UnknownFeature: when a start's index lies outside its dictionary.
@@ -167,7 +167,7 @@ def build_plan(
         request = replace(request, theme=theme.name, starts=request.starts or theme.starts)
     measured_on = tuple(texts) or (theme.examples if theme else ())
 
-    # 1. features of graphs; weights that the atlas was not made from are refused before anything is run
+    # 1. the features of the graphs; refuse weights that the atlas was not made from before running anything
     chosen = choose(request, atlas)
     if dictionaries is not None and isinstance(atlas, Atlas):
         from saeflow.matching.build import refuse_other_weights
@@ -175,24 +175,24 @@ def build_plan(
         used = {target.feature.site for target in targets_within(chosen.kept, request.reach, request.upto)}
         refuse_other_weights(atlas, dictionaries, used, projector=model)
 
-    # 2. those that do not drive the output
+    # 2. leave out features that do not drive the output
     if (least := request.min_output_score) is not None:
         weights, runs = weights_for("output scores"), model_for("output scores")
         chosen = chosen.without(weak_features(chosen.features, least, weights, runs, progress=progress))
 
-    # 3. scales of those in reach; the schedule's span is that of all, the silent as well
+    # 3. the scales of features in reach; the span of the schedule includes silent features
     span, scales = schedule_span(chosen.kept), None
     if request.folds:
         reached = [target.feature for target in targets_within(chosen.kept, request.reach, request.upto)]
         scales, silent = own_scales(reached, weights_for("folding"), model, measured_on, leave_out_silent=True)
         chosen = chosen.without(silent)
 
-    # 4. a value for each; the model as `load_model` takes it: the one given, else that of the atlas or the dictionaries
+    # 4. a value for each; the name of the model comes from the model, or else from the atlas or the dictionaries
     made_for = [getattr(model, "name", ""), getattr(atlas, "model", ""), getattr(dictionaries, "model", "")]
     plan = plan_of(chosen, request, scales=scales, span=span, words=words, made_by=_found_by(request))
     plan = replace(plan, model=next((str(name) for name in made_for if name), ""))
 
-    # 5. within the budget, with the shares of the centred norm noted
+    # 5. fit the budget, and record the shares of the centred norm
     limited = request.budget_layer is not None or request.budget_total is not None
     if not limited and (not request.shares or model is None or dictionaries is None or not measured_on):
         return plan
@@ -214,7 +214,7 @@ def build_plan(
 
 
 def _found_by(request: PlanRequest) -> dict[str, Any]:
-    """What a plan notes of how its features were found."""
+    """What a plan records about how its features were found."""
     cuts = request.thresholds
     noted: dict[str, Any] = {
         "starts": [str(start) for start in request.starts],
@@ -231,17 +231,17 @@ def _found_by(request: PlanRequest) -> dict[str, Any]:
 
 
 def choose(request: PlanRequest, matches: Matches) -> Chosen:
-    """The features of the graphs of the request's starts, but those that are ruled out.
+    """Grow the graphs of the request's starts and choose among their features.
 
     Raises:
-        InvalidArgument: for no start, or where something is dropped or kept that was not found.
+        InvalidArgument: without starts, or when a feature to drop or keep is not in the graphs.
         UnknownSite: when there are no matches at a start's site.
         UnknownFeature: when a start's index lies outside its dictionary.
     """
     graphs = grow(request.starts, matches, thresholds=request.thresholds, k=request.k)
     found = targets(graphs, parts=request.parts)
     there = {target.feature for target in found}
-    # most likely a slip of the pen
+    # most likely a typo
     for word, named in (("drop", request.drop), ("keep", request.keep or ())):
         if strange := sorted(set(named) - there):
             raise InvalidArgument(
@@ -260,7 +260,7 @@ def weak_features(
     prompts: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> dict[FeatureId, str]:
-    """Features of an output score below `least`, with the reason; scored after `prompts` and a neutral one.
+    """Features with an output score below `least`, with the reason; scored on a neutral prompt and `prompts`.
 
     Raises:
         As `output_scores`.
@@ -279,10 +279,10 @@ def own_scales(
     *,
     leave_out_silent: bool = False,
 ) -> tuple[dict[FeatureId, float], dict[FeatureId, str]]:
-    """What a coefficient of 1 means for each feature, in units of the hidden state; and why some have no scale.
+    """What a coefficient of 1 means for each feature, in the units of the hidden state; and why some have no scale.
 
-    What features without a threshold write is measured on the texts. One that is silent there has no scale: an error,
-    or with `leave_out_silent` a reason to drop it.
+    The sizes of features without a threshold are measured on the texts. A feature that is silent there has no scale:
+    this is an error, or with `leave_out_silent` a reason to drop it.
 
     Raises:
         As `fold_scales`.
@@ -310,20 +310,21 @@ def plan_of(
     words: Words = no_words,
     made_by: Mapping[str, Any] | None = None,
 ) -> SteeringPlan:
-    """The plan of what was chosen: each target in reach with the value that the request gives its layer.
+    """Make the plan of the chosen targets: each one in reach with its value.
 
-    To activate, a target gets the coefficient its layer has in the schedule (appendix B.2). The schedule's span is that
-    of all targets, whatever the reach leaves of them: a feature has the same strength in the plan of its own layer, in
-    the cumulative ones and in the whole. To suppress, all get the same r (sections 4.2 and 5.3).
+    To activate, a target gets the coefficient that the schedule has for its layer (appendix B.2). The span of the
+    schedule is that of all targets, whatever the reach, so a feature has the same strength in the plan of its own
+    layer, in cumulative plans and in the plan of the whole span. To suppress, all get the same r (sections 4.2 and
+    5.3).
 
     Args:
-        chosen: what is steered; a plan names what was left out.
+        chosen: the targets to steer, and the features left out, which the plan lists.
         request: direction, schedule or r, reach, and the names of release and theme.
-        scales: to activate, what a coefficient of 1 means for each feature in reach, in units of the hidden state;
-            `fold_scales` gives them. None: a coefficient is the length of what is added.
-        span: l_start and l_end of the schedule; those of the targets where not given.
+        scales: to activate, what a coefficient of 1 means for each feature in reach, in the units of the hidden state,
+            as `fold_scales` returns them. None: a coefficient is the length of what is added.
+        span: l_start and l_end of the schedule; by default those of the targets.
         words: labels of features.
-        made_by: what else the plan notes of how it was made, besides schedule or r and the reach.
+        made_by: what else the plan records about how it was made, besides schedule or r and the reach.
 
     Raises:
         InvalidArgument: when no target lies in reach, `upto` and `reach` do not go together, a target has no

@@ -1,32 +1,30 @@
-"""Texts under plans: many settings in one batch, with the KV cache, steered and unsteered on the same noise.
+"""Generate text under plans: many settings in one batch, with the KV cache and the same noise for all.
 
     requests = [Request("I think", seed, plan) for plan in (None, weak, strong) for seed in range(4)]
     for made in generate(model, dictionaries, requests, Sampling()):
         print(made.request.seed, made.text)
 
-Requests of one prompt share batches, whatever their plans: a forward pass over 256 rows takes about as long as a
-few passes over one, so a sweep of settings is many times faster than one call for each. See `row_plans` for
-plans by row.
+Requests with the same prompt share batches, whatever their plans: a forward pass over 256 rows takes about as long as a
+few passes over one row, so a sweep of settings is many times faster than one call for each. `row_plans` applies a
+different plan to each row.
 
-Sampling whose noise is a function of (seed, step) alone, so that steered and unsteered texts are paired.
+The noise of sampling depends only on the seed and the step, which pairs steered and unsteered texts. With l the logits
+of a row and T the temperature, the next token is
 
-With l the logits of a row and T the temperature, the next token is
-
-    argmax over the nucleus of  l / T + g(seed, step)        g: Gumbel noise, one number a token of the vocabulary
+    argmax over the nucleus of  l / T + g(seed, step)        g: Gumbel noise, one number per token of the vocabulary
 
 which is an exact draw from softmax(l / T) restricted to the nucleus and normalised (the Gumbel-max trick, Gumbel
 1954; Maddison et al. 2014, arXiv 1411.0030). The nucleus of top-p is the smallest set of most likely tokens with
-probability p or more (Holtzman et al. 2020, arXiv 1904.09751). As g knows nothing of the plan, of the batch or of its
-order, two texts of one seed differ only where their models do: comparisons of plans have common random numbers.
+probability p or more (Holtzman et al. 2020, arXiv 1904.09751). Since g does not depend on the plan, the batch or its
+order, two texts of one seed differ only where the logits do: plans are compared with common random numbers.
 
-The noise is counted, not drawn one after the other: number t of a seed and step is SplitMix64 at counter t (Steele,
-Lea and Flood 2014), in integers, so that any machine gets the same. It is made once a seed and step, however many
-rows share it.
+The noise is counter-based: number t of a seed and step is SplitMix64 at counter t (Steele, Lea and Flood 2014), in
+integers, so that it is the same on any machine. It is computed once per seed and step, however many rows share it.
 
-The nucleus is never sorted. The best noisy token of the whole vocabulary is a draw from softmax(l / T), and it
-lies in the nucleus if the tokens likelier than it have less than p between them: one sum. If it does not, every
-token that is no likelier is out too, and the best of the others is asked next. More than p of the first answers
-stand, so that top-p costs little more than a softmax, whatever the size of the nucleus.
+Finding the nucleus takes no sorting. The token with the highest noisy logit in the whole vocabulary is a draw from
+softmax(l / T), and it lies in the nucleus if the tokens likelier than it sum to less than p. Otherwise every token that
+is no likelier lies outside too, and the best of the remaining tokens is tried next. The first try succeeds with
+probability p or more, so top-p costs little more than a softmax, whatever the size of the nucleus.
 """
 
 from __future__ import annotations
@@ -55,12 +53,12 @@ OnToken: TypeAlias = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A text to be generated.
+    """A text to generate.
 
     Attributes:
-        prompt: what it goes on from; the begin-of-text token is put before it where there is one.
-        seed: any integer; the noise of the sampling is a function of it and of the step.
-        plan: what steers it; None for the model alone.
+        prompt: what the text continues; the begin-of-text token is prepended if the model uses one.
+        seed: any integer; the sampling noise is a function of it and of the step.
+        plan: what steers the text; None for the unsteered model.
     """
 
     prompt: str
@@ -70,11 +68,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How texts are drawn; the defaults are those of appendix B.2 (B.1 takes 96 tokens).
+    """Sampling settings; the defaults are those of appendix B.2 (B.1 takes 96 tokens).
 
     Attributes:
-        max_new_tokens: a text ends after this many tokens, or at an end-of-text token before.
-        temperature: what logits are divided by; 0 takes the most likely token each time.
+        max_new_tokens: a text ends after this many tokens, or earlier at an end-of-text token.
+        temperature: what logits are divided by; 0 always takes the most likely token.
         top_p: probability of the nucleus, in (0, 1]; 1 keeps the whole vocabulary.
 
     Raises:
@@ -95,13 +93,13 @@ class Generation:
     """A generated text.
 
     Attributes:
-        request: what was asked for.
-        text: without the prompt and without special tokens.
-        ids: the tokens, without the prompt and the end-of-text token.
-        share_layer: the largest over layers of the mean over tokens of |what the plan changes at the layer| /
-            |stream after it|; 0 unsteered.
-        share_total: the mean over tokens of |sum of all changes| / |stream after the last changed layer|; 0
-            unsteered. Both leave the begin-of-text token out; see `row_plans.ShareMeter`.
+        request: the request it answers.
+        text: the generated text, without the prompt and special tokens.
+        ids: its tokens, without the prompt and the end-of-text token.
+        share_layer: the maximum over layers of the mean over tokens of |what the plan changes at the layer| /
+            |stream after it|; 0 for unsteered text.
+        share_total: the mean over tokens of |sum of all changes| / |stream after the last changed layer|; 0 for
+            unsteered text. Both leave out the begin-of-text token; see `row_plans.ShareMeter`.
     """
 
     request: Request
@@ -121,20 +119,20 @@ def generate(
     on_token: OnToken | None = None,
     progress: Progress | None = None,
 ) -> list[Generation]:
-    """A text for each request, in their order.
+    """Generate a text for each request, in order.
 
-    The noise is a function of (seed, step): requests of one seed and prompt are paired, whatever their plans and
-    places. The logits, however, are products of matrices, and those of a row differ in their last bits with the
-    size of the batch and the number of threads. Where two tokens are that close, a text can change with what shares
-    its batch, seldom in float32 and more often in half precision: to repeat a text exactly, repeat its batch.
-    Torch's global generator is not used.
+    The noise is a function of (seed, step), so requests with the same seed and prompt are paired, whatever their plans
+    and order. The logits of a row, however, differ in their last bits with the size of the batch and the number of
+    threads, as matrix products do. Where two tokens are that close, a text can depend on what shares its batch, seldom
+    in float32 and more often in half precision: to reproduce a text exactly, reproduce its batch. Torch's global
+    generator is not used.
 
     Args:
-        model: the model; sampling settings it ships with are not used.
-        dictionaries: where the plans' features are; without any, those of the release the plans name.
-        requests: those with one prompt share batches, in the order given.
-        sampling: length, temperature and nucleus, for all of them.
-        batch: rows of a batch, at most. The largest that fits is the fastest.
+        model: the model; the sampling settings it ships with are ignored.
+        dictionaries: of the plans' sites; None loads those of the release the plans name.
+        requests: requests with the same prompt share batches, in the order given.
+        sampling: length, temperature and nucleus of all texts.
+        batch: the most rows in a batch. The largest that fits in memory is the fastest.
         on_token: called after every step with the texts so far of the running batch, in the order of its requests.
         progress: called after every batch with (texts done, texts in all, "texts").
 
@@ -167,7 +165,7 @@ def _batch(
     sampling: Sampling,
     on_token: OnToken | None,
 ) -> list[Generation]:
-    """The texts of requests of one prompt, all at once."""
+    """Generate the texts of requests with one prompt in one batch."""
     rows, prompt = len(requests), model.tokenize([requests[0].prompt])
     width = prompt.input_ids.shape[1]
     begins = int(prompt.input_ids[0, 0]) == model.tokenizer.bos_token_id
@@ -198,7 +196,7 @@ def _batch(
 
 
 class _Follower(StoppingCriteria):
-    """Sees every token as it comes: tells the meter which texts have ended, and others how far they are."""
+    """Follows decoding: tells the meter which texts have ended, and passes the texts so far to `on_token`."""
 
     def __init__(self, model: LanguageModel, width: int, meter: ShareMeter, on_token: OnToken | None) -> None:
         self._spelling, self._width = model.spelling, width
@@ -207,17 +205,17 @@ class _Follower(StoppingCriteria):
         self._meter, self._on_token = meter, on_token
 
     def __call__(self, input_ids: Int[Tensor, "n pos"], *_: object, **__: object) -> Bool[Tensor, " n"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Ends nothing: transformers stops at the end-of-text token by itself."""
+        """Update the meter and call `on_token`; end-of-text tokens are left to transformers, so nothing stops here."""
         going = torch.isin(input_ids[:, -1], self._end_ids, invert=True)
         self._meter.live = going if self._meter.live is None else self._meter.live & going
         if self._on_token:
             rows = input_ids[:, self._width :].tolist()
-            # a character of several bytes may be half there
+            # the last character may still lack some of its bytes
             self._on_token([self.decode(self.without_end(row)).rstrip("\ufffd") for row in rows])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def without_end(self, ids: Sequence[int]) -> list[int]:
-        """The tokens before the first that ends a text."""
+        """The tokens before the first end-of-text token."""
         return list(ids[: next((n for n, token in enumerate(ids) if token in self._ends), len(ids))])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -231,14 +229,14 @@ _WORD: Final = (1 << 64) - 1
 _STEP: Final = 0x9E3779B97F4A7C15
 _MIX: Final = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST: Final = 31
-"""SplitMix64: the increment of the counter, and the shifts and factors of the mixing."""
+"""SplitMix64: the increment of the counter (`_STEP`), and the shifts and factors of the mixing."""
 
 
 class Noise:
-    """Gumbel noise of a vocabulary by seed and step."""
+    """Gumbel noise over a vocabulary, by seed and step."""
 
     def __init__(self, n_tokens: int, device: torch.device | str = "cpu") -> None:
-        """`n_tokens` is the width of the logits."""
+        """Prepare the counters; `n_tokens` is the width of the logits."""
         self._counter = torch.arange(1, n_tokens + 1, device=device) * _signed(_STEP)
 
     def of(self, seeds: Sequence[int], step: int) -> Float[Tensor, "n vocab"]:
@@ -248,7 +246,7 @@ class Noise:
         for shift, factor in _MIX:
             x = x.bitwise_xor_(_shifted(x, shift)).mul_(_signed(factor))
         x = x.bitwise_xor_(_shifted(x, _LAST))
-        # 52 bits and a half: strictly between 0 and 1 in float64, so that both logarithms are finite
+        # (52 bits + 0.5) / 2^52 lies strictly between 0 and 1 in float64, so that both logarithms are finite
         uniform = _shifted(x, 12).double().add_(0.5).mul_(2.0**-52)
         return uniform.log_().neg_().log_().neg_().float()
 
@@ -260,30 +258,30 @@ def _mixed(x: int) -> int:
 
 
 def _signed(x: int) -> int:
-    """The 64 bits of `x` as torch writes them."""
+    """The 64 bits of `x` as a signed integer, as torch stores them."""
     return x - (1 << 64) if x >> 63 else x
 
 
 def _shifted(x: Int[Tensor, "n vocab"], shift: int) -> Int[Tensor, "n vocab"]:
-    """`x >> shift` with zeros coming in, as for a number without a sign."""
+    """Logical shift: `x >> shift` with zeros shifted in, as for unsigned integers."""
     return (x >> shift).bitwise_and_((1 << 64 - shift) - 1)
 
 
 def likelier(
     probabilities: Float[Tensor, "n vocab"], tokens: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, " n"]]:
-    """The probabilities with 0 for every token that is no likelier than the row's token, and their sum.
+    """The probabilities, set to 0 for every token no likelier than the row's token, and their sum for each row.
 
-    A token lies in the nucleus of p if the sum is below p. Equally likely tokens are in or out together.
+    The row's token lies in the nucleus of p if the sum is below p. Equally likely tokens are in or out together.
     """
     own = probabilities.gather(1, tokens[:, None])
-    # the comparison written as 0.0 and 1.0 at once: converting it from booleans takes most of the time
+    # write the comparison as 0.0 and 1.0 directly: converting it from booleans would take most of the time
     above = torch.gt(probabilities, own, out=torch.empty_like(probabilities)).mul_(probabilities)
     return above, above.sum(dim=-1)
 
 
 def draw(logits: Float[Tensor, "n vocab"], noise: Float[Tensor, "#n vocab"], top_p: float) -> Int[Tensor, " n"]:
-    """For each row, the token of the nucleus where logits + noise is highest: an exact draw."""
+    """For each row, the token of the nucleus with the highest logits + noise: an exact draw."""
     noisy = logits + noise
     found = noisy.max(dim=-1).indices  # faster than argmax
     if top_p >= 1.0:
@@ -303,13 +301,13 @@ def draw(logits: Float[Tensor, "n vocab"], noise: Float[Tensor, "#n vocab"], top
 
 
 class Sampler(LogitsProcessor):
-    """Leaves each row's drawn token the only possible one, so that greedy decoding takes it.
+    """Makes each row's drawn token the only possible one, so that greedy decoding takes it.
 
-    `generate` of transformers calls it at every step with the texts so far and the logits.
+    The `generate` method of transformers calls it at every step with the texts so far and the logits.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int], n_before: int) -> None:
-        """A seed for each row; `n_before` is the number of columns of the prompt."""
+        """Take one seed per row; `n_before` is the number of token columns of the prompt."""
         self._sampling = sampling
         self._seeds = tuple(dict.fromkeys(seeds))
         place = {seed: number for number, seed in enumerate(self._seeds)}

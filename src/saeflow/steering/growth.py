@@ -1,12 +1,12 @@
-"""From starting features to targets: grow their flow graphs, join them, choose. No torch.
+"""From starting features to targets: grow their flow graphs, join them and choose. No torch.
 
-1. `grow` follows each start backward and forward, cut at t(R) and at t(M), t(A) (appendix B.2).
-2. `targets` joins the graphs: each feature once, with how well it hangs together with the starts.
+1. `grow` traces each start backward and forward, with cuts at t(R) and at t(M), t(A) (appendix B.2).
+2. `targets` joins the graphs: each feature once, with the strength of its connection to the starts.
 3. `pick` leaves out what a person or a score rules out ("we manually choose some of the subgraphs based on
    semantic considerations and threshold values", C.3).
 
-`build` gives each target its value. A plan is for one layer, for all layers up to one, or for the whole span
-(`Reach`, sections 4.2 and 5.3).
+`build` gives each target its value. A plan covers one layer, all layers up to one, or the whole span (`Reach`,
+sections 4.2 and 5.3).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Reach(enum.StrEnum):
     """Which layers of the targets a plan changes."""
 
     SINGLE = "single"
-    """Layer l alone."""
+    """Layer l only."""
     CUMULATIVE = "cumulative"
     """Layers 0 to l."""
     SPAN = "span"
-    """All."""
+    """All layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Target:
     Attributes:
         feature: the feature.
         start: whether a graph was grown from it.
-        score: the weakest edge on the best path to a start, a cosine where matching was by cosine; the path runs
-            within one graph, up and down, and the best path is the one whose weakest edge is strongest. None for
-            a start, which needs no path.
-        seeds: the starts whose graphs hold it, sorted.
+        score: the weakest edge on the best path to a start, a cosine where matching was by cosine. Paths follow
+            edges of one graph in either direction, and the best path is the one whose weakest edge is strongest.
+            None for a start, which needs no path.
+        seeds: the starts whose graphs contain it, sorted.
     """
 
     feature: FeatureId
@@ -66,16 +66,16 @@ class Target:
 def grow(
     starts: Iterable[FeatureId], matches: Matches, *, thresholds: Thresholds | None = None, k: int = 1
 ) -> tuple[FlowGraph, ...]:
-    """The flow graph of each start, backward and forward: one graph for each start, in the order given.
+    """Trace the flow graph of each start backward and forward; one graph per start, in the order given.
 
     Args:
-        starts: features of any part; one named twice counts once.
+        starts: features of any part; repeats are ignored.
         matches: where matches come from: an Atlas, or anything with `has` and `best`.
         thresholds: where graphs are cut; t(R) = 0.5 and t(M) = t(A) = 0.15 by default (B.2).
-        k: matches of each site that are followed.
+        k: how many matches to follow at each site.
 
     Raises:
-        InvalidArgument: for no start, or a `k` below 1 or above what `matches` keeps.
+        InvalidArgument: without starts, or for a `k` below 1 or above what `matches` keeps.
         UnknownSite: when there are no matches at a start's site.
         UnknownFeature: when a start's index lies outside its dictionary.
     """
@@ -90,7 +90,7 @@ def targets(graphs: Iterable[FlowGraph], *, parts: Collection[Part] = tuple(Part
 
     Args:
         graphs: one or more, of the same release.
-        parts: features of other parts are left out, after paths have been followed through them.
+        parts: the parts whose features are returned; paths may still run through features of other parts.
     """
     best: dict[FeatureId, float] = {}
     seeds: dict[FeatureId, set[FeatureId]] = {}
@@ -107,14 +107,14 @@ def targets(graphs: Iterable[FlowGraph], *, parts: Collection[Part] = tuple(Part
 
 
 def _paths(graph: FlowGraph) -> dict[FeatureId, float]:
-    """For each feature that hangs together with the seed, the weakest edge of the path where it is strongest."""
+    """For each feature connected to the seed, the weakest edge of its best path; infinite for the seed itself."""
     near: dict[FeatureId, list[tuple[float, FeatureId]]] = {}
     for edge in graph.edges:
         near.setdefault(edge.parent, []).append((edge.score, edge.child))
         near.setdefault(edge.child, []).append((edge.score, edge.parent))
     found: dict[FeatureId, float] = {}
     front = [(-float("inf"), graph.seed)]
-    while front:  # Dijkstra's, with the weakest edge in the place of the length
+    while front:  # Dijkstra's algorithm, with the weakest edge in place of the path length
         negative, feature = heapq.heappop(front)
         if feature in found:
             continue
@@ -126,18 +126,18 @@ def _paths(graph: FlowGraph) -> dict[FeatureId, float]:
 
 
 class Chosen(NamedTuple):
-    """The features of some graphs that are left to steer with, and those left out with the reason; both sorted."""
+    """The targets to steer with, and the features left out with the reason; both sorted by feature."""
 
     kept: tuple[Target, ...]
     dropped: tuple[Dropped, ...] = ()
 
     @property
     def features(self) -> list[FeatureId]:
-        """Those that are left."""
+        """The features kept."""
         return [target.feature for target in self.kept]
 
     def without(self, why: Mapping[FeatureId, str]) -> Chosen:
-        """The same without some features, each with its reason."""
+        """The same choice without the features of `why`, each with the reason to drop it."""
         kept, more = pick(self.kept, drop=why)
         return Chosen(kept, tuple(sorted((*self.dropped, *more), key=lambda gone: gone.feature)))
 
@@ -149,13 +149,13 @@ def pick(
     keep: Collection[FeatureId] | None = None,
     min_score: float | None = None,
 ) -> Chosen:
-    """The targets to change, and those left out with the reason.
+    """Split targets into those to change and those left out, with the reason.
 
     Args:
         targets: what `targets` returned.
-        drop: features to leave out, with the reason; one that is no target is passed over.
-        keep: where given, the only features to keep; `drop` and `min_score` still leave some of them out.
-        min_score: leave out what hangs together with no start at this score. A start needs no path and stays.
+        drop: features to leave out, with the reason; features that are not targets are ignored.
+        keep: if given, the only features to keep; `drop` and `min_score` still apply to them.
+        min_score: leave out features whose score is lower. Starts have no score and stay.
     """
     kept: list[Target] = []
     dropped: list[Dropped] = []
@@ -173,7 +173,7 @@ def pick(
 
 
 def schedule_span(targets: Collection[Target]) -> tuple[int, int]:
-    """l_start and l_end: the first and last layer of the residual targets, of all where none is residual.
+    """l_start and l_end: the first and last layer of the residual targets, or of all targets if none is residual.
 
     Raises:
         InvalidArgument: without targets.
@@ -188,10 +188,10 @@ def schedule_span(targets: Collection[Target]) -> tuple[int, int]:
 
 
 def targets_within(targets: Collection[Target], reach: Reach, upto: int | None) -> list[Target]:
-    """The targets whose layer a plan of that reach changes, with l = `upto`: None for the whole span.
+    """The targets that a plan of this reach changes, with l = `upto`, which is None for the whole span.
 
     Raises:
-        InvalidArgument: when there is none, or `upto` and `reach` do not go together.
+        InvalidArgument: when no target lies there, or `upto` and `reach` do not go together.
     """
     if reach is Reach.SPAN and upto is not None:
         raise InvalidArgument(

@@ -1,9 +1,9 @@
-"""Numbers of generated texts that need no judge. No torch.
+"""Metrics of generated texts that need no judge. No torch.
 
-    losses        how probable a text is to the unsteered model, in nats a token
+    losses        how improbable a text is to the unsteered model, in nats per token
     distinct      how little of it repeats (Li et al. 2016, arXiv 1510.03055)
 
-Torch is imported inside `losses` alone, so that tables and pages of a finished sweep are made without it.
+Only `losses` imports torch, so that tables and pages of a finished sweep are made without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ else:  # naming the type would import torch
     LanguageModel: TypeAlias = object
 
 LOGITS_CPU: Final = 2**28
-"""Bytes that the logits of one forward pass may take, in float32; `LOGITS_GPU` on an accelerator."""
+"""The most bytes for the float32 logits of one forward pass on the CPU; `LOGITS_GPU` on an accelerator."""
 
 LOGITS_GPU: Final = 2**32
 
@@ -28,17 +28,17 @@ LOGITS_GPU: Final = 2**32
 def losses(
     model: LanguageModel, prompt: str, generations: Sequence[Sequence[int]], *, batch: int | None = None
 ) -> list[float]:
-    """Mean loss of each generated text in nats a token, given the prompt: -1/n sum log p(token | what precedes it).
+    """Mean loss of each generated text in nats per token, given the prompt: -1/n sum log p(token | what precedes it).
 
-    The model runs as it stands: call this outside of `intervening`, so that steered text is measured by the
-    unsteered model. Texts are padded on the right; a text's loss is that of the whole sequence computed alone, up to
-    the rounding of matrix products. The prompt's own tokens are not counted. `exp` of it is a perplexity.
+    Call this outside `intervening`, so that the unsteered model scores steered text. Texts are padded on the right,
+    and a text's loss equals that of its sequence computed alone, up to the rounding of matrix products. Tokens of the
+    prompt do not count. `exp` of the loss is a perplexity.
 
     Args:
         model: the unsteered model.
-        prompt: what all texts continue; it begins with the begin-of-text token, where there is one.
-        generations: token ids of each text, without the prompt's; a text without tokens has the loss NaN.
-        batch: texts in one forward pass; None: as many as the logits leave room for.
+        prompt: what all texts continue; the begin-of-text token is prepended if the model uses one.
+        generations: token ids of each text, without the prompt's; a text without tokens has loss NaN.
+        batch: texts in one forward pass; None for as many as the limit on logits allows.
 
     Raises:
         InvalidArgument: for a batch below 1, or a prompt without tokens.
@@ -63,7 +63,7 @@ def losses(
 
 
 def _groups(model: LanguageModel, prompt: int, lengths: Sequence[int], batch: int | None) -> Iterator[list[int]]:
-    """Texts with tokens in groups of one forward pass, longest first, so that little is padding."""
+    """Numbers of the texts that have tokens, in groups for one forward pass, longest first to keep padding short."""
     order = sorted((number for number, n in enumerate(lengths) if n), key=lambda number: -lengths[number])
     room = LOGITS_CPU if model.device.type == "cpu" else LOGITS_GPU
     row = 4 * int(model.hf_model.config.get_text_config().vocab_size)
@@ -74,15 +74,15 @@ def _groups(model: LanguageModel, prompt: int, lengths: Sequence[int], batch: in
 
 
 def distinct(units: Sequence[int] | Sequence[str], n: int) -> float:
-    """distinct-n: the share of n-grams that are different from each other, 0 to 1.
+    """distinct-n: the number of different n-grams as a share of all n-grams, 0 to 1.
 
     Args:
         units: token ids, or words.
         n: length of an n-gram.
 
     Returns:
-        1 where no n-gram comes twice; near 0 in a loop; 0 for a text too short to have an n-gram. It falls with the
-        length of any text, so compare texts of like length.
+        1 if no n-gram repeats; near 0 for a loop; 0 for a text too short to have an n-gram. It falls with the length
+        of any text, so compare texts of similar length.
 
     Raises:
         InvalidArgument: for an `n` below 1.

@@ -1,21 +1,21 @@
-"""Output scores: does a feature, turned up, make the model say what its row promotes? (Arad et al. 2025)
+"""Output scores: does amplifying a feature make the model say what its row promotes? (Arad et al. 2025)
 
-"SAEs are good for steering, if you select the right features" (arXiv 2505.20063) tells features that follow the
-input from features that drive the output, and finds that leaving out those of low output score doubles or trebles
-what steering achieves. As their published code computes it, so does this file:
+"SAEs are good for steering, if you select the right features" (arXiv 2505.20063) distinguishes features that follow
+the input from features that drive the output, and finds that steering works two to three times better without features
+of low output score. This module follows their published code:
 
     T = the k = 20 tokens that the feature's row promotes most (logit lens)
     h_t <- h_t + c a_max W_i        at the last token t of a neutral prompt, with c = 10 and a_max the largest
                                     activation that any feature of the dictionary has on that token
     p = the distribution over the next token
-    score = (1 - rank / V) * max over T of p       rank of the best of T in p, from 0; V the size of the vocabulary
+    score = (1 - rank / V) * max over T of p       rank in p of the likeliest token of T, from 0; V the vocabulary size
 
-It lies in [0, 1]: 0 where nothing promoted is said, 1 where one promoted token is certain.
+The score lies in [0, 1]: 0 if the model gives promoted tokens no probability, 1 if one promoted token is certain.
 
-What differs from their code: with several prompts the score is the mean; a prompt on whose last token no feature is
-active is left out, since there c a_max is 0 and nothing is turned up. Sites of modules are scored as well, which they
-did not do: there the tensor that the dictionary reconstructs is changed, and T is taken from the row in the stream.
-The logit lens is that of `LanguageModel.unembed`, which leaves out the bias of a LayerNorm (theirs are RMSNorms).
+Differences from their code: with several prompts, the score is the mean; prompts on whose last token no feature is
+active are left out, since c a_max is 0 there. Sites of modules can be scored too: the change then applies to the tensor
+that the dictionary reconstructs, and T comes from the row in the stream. The logit lens is that of
+`LanguageModel.unembed`, which leaves out the bias of a LayerNorm (their models have RMSNorms).
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ def output_scores(
     k: int = PROMOTED,
     progress: Progress | None = None,
 ) -> dict[FeatureId, float]:
-    """The output score of each feature, in [0, 1]; one forward pass of a prompt for 32 features.
+    """The output score of each feature, in [0, 1]; takes one forward pass per prompt for every 32 features.
 
     Args:
         model: the model the dictionaries were trained on.
         dictionaries: by site.
-        features: which of them; each is in the answer once, sorted.
-        prompts: neutral ones; the score is the mean over them.
-        factor: c, how strongly a feature is turned up.
-        k: tokens in T.
-        progress: is told (features done, features, where).
+        features: the features to score; the result has each once, sorted by site and index.
+        prompts: neutral prompts; the score is the mean over them.
+        factor: c, how strongly a feature is amplified.
+        k: number of tokens in T.
+        progress: called with (features done, features, where).
 
     Raises:
-        InvalidArgument: when a site is silent at the end of every prompt, `factor` is not above 0, or `k` lies
-            outside the vocabulary.
+        InvalidArgument: when no feature of a site is active at the end of any prompt, `factor` is not above 0 and
+            finite, or `k` is out of range for the vocabulary.
         UnknownSite: for a site without a dictionary.
         UnknownFeature: for an index outside its dictionary.
         WidthMismatch: for a dictionary that does not fit the model.
@@ -99,7 +99,7 @@ def output_scores(
 
 
 def _largest_activation(model: LanguageModel, dictionary: Dictionary, tokens: Tokens) -> float:
-    """a_max: of any feature on the last token."""
+    """a_max: the largest activation of any feature on the last token."""
     last = model.capture(tokens, [dictionary.point])[dictionary.point][0, -1:]
     return float(dictionary.encode(last.to(dictionary.W_enc)).max())
 
@@ -107,7 +107,7 @@ def _largest_activation(model: LanguageModel, dictionary: Dictionary, tokens: To
 def _turned_up(
     model: LanguageModel, dictionary: Dictionary, features: Sequence[FeatureId], tokens: Tokens, amount: float
 ) -> Float[Tensor, "n vocab"]:
-    """The next token's distribution, one row for each feature, with that feature turned up on the last token."""
+    """The next-token distribution with each feature amplified on the last token; one row per feature."""
     rows = dictionary.finite_rows("W_dec")[[feature.index for feature in features]]
 
     def turn_up(h: Float[Tensor, "n pos d_in"]) -> Float[Tensor, "n pos d_in"]:
@@ -118,7 +118,7 @@ def _turned_up(
 
     n = len(features)
     batch = Tokens(tokens.input_ids.expand(n, -1), tokens.attention_mask.expand(n, -1))
-    # a transcoder reads one tensor and writes another: its site's
+    # a transcoder reads its point but writes at its site
     place = dictionary.site if dictionary.is_transcoder else dictionary.point
     with model.intervening({place: turn_up}):
         logits = model.capture(batch, [], logits=True).logits
@@ -130,6 +130,6 @@ def _turned_up(
 def _scores(p: Float[Tensor, "n vocab"], promoted: Int[Tensor, "n k"]) -> Float[Tensor, " n"]:
     """(1 - rank / V) * max over T of p, for each row."""
     best = p.gather(1, promoted).max(dim=1).values
-    # the rank of the likeliest token of T is the number of tokens likelier than it
+    # the rank of the likeliest token of T is the number of likelier tokens
     rank = (p > best[:, None]).sum(dim=1)
     return (1 - rank / p.shape[1]) * best

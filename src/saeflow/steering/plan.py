@@ -1,13 +1,13 @@
-"""SteeringPlan: which features are changed, and by how much; data in a file that a person reads and edits. No torch.
+"""SteeringPlan: which features to change, and by how much; data in a file that a person reads and edits. No torch.
 
-A plan stands between a flow graph and a model. `build` makes one, `sizes` weakens one, a person strikes out lines of
-its file, `LanguageModel.intervening(plan, dictionaries)` applies it:
+A plan connects a flow graph to a model. `build` makes a plan, `sizes` weakens it, a person can edit its file, and
+`LanguageModel.intervening(plan, dictionaries)` applies it:
 
     activate   h + s V            s is the length of what is added along the unit row V (appendix B.2)
-    suppress   h + (r - 1) a V    r multiplies the feature's share of the hidden state (section 4.2)
+    suppress   h + (r - 1) a V    r multiplies what the feature contributes to the hidden state (section 4.2)
 
-Each feature has an s or an r of its own. A schedule and folding have been applied already when a plan is made: its
-numbers are what is done, and changing one by hand does what it says. The file is JSON with one step per line:
+Each feature has its own s or r. They already include the schedule and folding, so every number is exactly what is
+applied and can be changed by hand. The file is JSON with one step per line:
 
     {
      "format": "saeflow-plan",
@@ -27,12 +27,12 @@ numbers are what is done, and changing one by hand does what it says. The file i
      "made_by": {"schedule": {"kind": "constant", "s": 3.0}}
     }
 
-A plan that suppresses has "r" in the place of "strength". One that activates may add vectors that belong to no feature:
-"vectors": [{"site": "3/res", "vector": [0.1, ...]}]. Lines may be struck out, added and changed: only format,
-version, direction and steps must be there, and of a step its feature and its value. `tokens` is "all", or
-{"start": 4, "stop": 9}, or {"at": [0, 3]}. To activate, "only_active": true adds each feature only at tokens where it
-is active, and "keep_norm": true leaves hidden states as long as they were. What is not understood is refused, since a
-slip of the pen must not steer in silence.
+A plan to suppress has "r" in place of "strength". A plan to activate may add vectors that belong to no feature:
+"vectors": [{"site": "3/res", "vector": [0.1, ...]}]. Lines may be deleted, added and changed: only format, version,
+direction and steps are required, and the feature and value of each step. `tokens` is "all", {"start": 4, "stop": 9}
+or {"at": [0, 3]}. To activate, "only_active": true adds each feature only at tokens where it is active, and
+"keep_norm": true preserves the norms of hidden states. Unknown keys and bad values raise an error, so that a typo never
+changes the steering silently.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Step:
     """One feature of a plan.
 
     Attributes:
-        feature: what is changed.
+        feature: the feature to change.
         value: to activate, the length of what is added along the feature's unit row in the stream, in the units of
             the hidden state, negative to subtract; to suppress, the factor r of h + (r - 1) a V: 0 removes the
-            feature, 1 leaves it, below 0 turns it round.
+            feature, 1 leaves it unchanged, below 0 reverses it.
         label: what the feature stands for, for a reader.
         why: why it is in the plan, for a reader.
 
@@ -91,7 +91,7 @@ class Step:
     why: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a value that is not a number."""
+        """Refuse a value that is not finite."""
         if not math.isfinite(self.value):
             raise InvalidArgument(f"the value {self.value} of {self.feature} is not finite. Give a number.")
         object.__setattr__(self, "value", float(self.value))
@@ -112,19 +112,19 @@ class SteeringPlan:
     Attributes:
         direction: what the values of the steps mean.
         steps: the features that are changed; an empty plan changes nothing.
-        release: the dictionaries the features belong to, as `load_dictionaries` takes it; empty where not known.
-        model: the model they were trained on; empty where not known.
-        theme: the name of the theme; empty where there is none.
+        release: the dictionaries the features belong to, as `load_dictionaries` takes it; empty if unknown.
+        model: the model they were trained on; empty if unknown.
+        theme: the name of the theme; empty for none.
         dropped: features that were found and left out.
-        made_by: how the plan was made, in JSON values (tuples become lists); it changes nothing.
-        tokens: which tokens are changed, the prompt's and the decoded ones alike.
-        vectors: what is added beside the features, such as a difference of means; only to activate.
+        made_by: how the plan was made, in JSON values (tuples become lists); for the record only.
+        tokens: which token positions are changed, in the prompt and in decoded text.
+        vectors: vectors added besides the features, such as a difference of means; only to activate.
         only_active: whether each feature is added only at tokens where it is active; only to activate.
-        keep_norm: whether changed hidden states are brought back to their lengths; only to activate.
+        keep_norm: whether changed hidden states are scaled back to their original norms; only to activate.
 
     Raises:
-        InvalidArgument: when a feature has two steps, `made_by` holds something that is no JSON, or a plan to suppress
-            has what only activation knows.
+        InvalidArgument: when a feature has two steps, `made_by` is not JSON, a plan to suppress has settings that are
+            only for activation, or `only_active` is set on a plan with vectors.
     """
 
     direction: SteeringDirection
@@ -140,7 +140,7 @@ class SteeringPlan:
     keep_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Sort the steps, and keep copies nobody else holds."""
+        """Validate the plan, sort its steps, and copy `made_by` as JSON values."""
         seen: set[FeatureId] = set()
         for step in self.steps:
             if step.feature in seen:
@@ -169,11 +169,11 @@ class SteeringPlan:
 
     @cached_property
     def edits(self) -> tuple[Edit, ...]:
-        """The plan as edits of hidden states, one per site in order of computation.
+        """The plan as edits of hidden states, in order of computation.
 
-        To activate, one `Add` per site. To suppress, one `Rescale` per site: its `r` is one number where all features
-        of the site share it, else one per feature. The features of a site are rescaled together, with activations read
-        before any of them is changed.
+        To activate, one `Add` per site with features, and one `AddVector` per vector. To suppress, one `Rescale` per
+        site: its `r` is one number if all features of the site share it, else one per feature. The features of a site
+        are rescaled together, with activations read before any of them is changed.
         """
         found: list[Edit] = []
         for site in sorted({step.feature.site for step in self.steps}):
@@ -189,7 +189,7 @@ class SteeringPlan:
         return tuple(sorted(found, key=lambda edit: edit.site))
 
     def __iter__(self) -> Iterator[Edit]:
-        """The edits: `model.intervening(plan, dictionaries)` takes a plan as it is."""
+        """Iterate over the edits, so that `model.intervening(plan, dictionaries)` accepts a plan."""
         return iter(self.edits)
 
     @property
@@ -213,12 +213,12 @@ class SteeringPlan:
         return (self.layers[0], self.layers[-1]) if self.layers else None
 
     def scaled(self, c: float) -> SteeringPlan:
-        """The plan with every change multiplied by `c`: 0 changes nothing, 1 gives the plan itself.
+        """The plan with every change multiplied by `c`: 0 gives a plan without effect, 1 the plan itself.
 
         To activate, s -> c s. To suppress, r -> 1 + c (r - 1), so that (r - 1) a V is multiplied by c.
 
         Raises:
-            InvalidArgument: when `c` or a value that results is not finite.
+            InvalidArgument: when `c` or a resulting value is not finite.
         """
         if not math.isfinite(c):
             raise InvalidArgument(f"a plan cannot be scaled by {c}. Give a number.")
@@ -229,7 +229,7 @@ class SteeringPlan:
         return replace(self, steps=steps, vectors=vectors)
 
     def to_json(self) -> str:
-        """The plan as text that `from_json` reads back, and a person edits: one step per line."""
+        """The plan as text that `from_json` reads and a person can edit: one step per line."""
 
         def line(value: object) -> str:
             return json.dumps(value, ensure_ascii=False)
@@ -260,12 +260,12 @@ class SteeringPlan:
 
     @staticmethod
     def from_json(text: str) -> SteeringPlan:
-        """Read what `to_json` wrote, or a person.
+        """Read a plan that `to_json` or a person wrote.
 
-        Only format, version, direction and steps must be there.
+        Only format, version, direction and steps are required.
 
         Raises:
-            BadFile: when the text is no plan; the message names the step and the field, and what to write.
+            BadFile: when the text is not a plan; the message names the step and the field, and what to write.
         """
         data = _parsed(text)
         if data.get("format") != FORMAT or data.get("version") != VERSION:
@@ -316,14 +316,14 @@ class SteeringPlan:
     _repr_html_ = as_html
 
     def to_pandas(self) -> pd.DataFrame:
-        """One step a row: feature, value (strength or r), label and why."""
+        """One row per step: feature, value (strength or r), label and why."""
         import pandas as pd
 
         rows = [(str(step.feature), step.value, step.label, step.why) for step in self.steps]
         return pd.DataFrame(rows, columns=["feature", "value", "label", "why"])
 
     def save(self, path: Path | str) -> None:
-        """Write the plan to a file, whole or not at all.
+        """Write the plan to a file atomically.
 
         Raises:
             OSError: when the folder cannot be written.
@@ -332,10 +332,10 @@ class SteeringPlan:
 
 
 def load_plan(path: Path | str) -> SteeringPlan:
-    """The plan in a file.
+    """Load the plan in a file.
 
     Raises:
-        BadFile: when the file cannot be read or is no plan; the message names the file, the step and the field.
+        BadFile: when the file cannot be read or is not a plan; the message names the file, the step and the field.
     """
     try:
         text = read_text(Path(path).expanduser())
@@ -385,7 +385,7 @@ def _parsed(text: str) -> Mapping[str, Any]:
 
 
 def _feature(row: object, where: str, shape: str) -> tuple[FeatureId, str]:
-    """The feature of a step or of what was dropped; and `where` with its name, `step 3 (2/res/114)`."""
+    """The feature of a step or a dropped entry, and `where` with its name added: `step 3 (2/res/114)`."""
     if not isinstance(row, dict):
         raise BadFile(f"{where}: {_shown(row)} is no object. Write it as {shape}.")
     if "feature" not in row:

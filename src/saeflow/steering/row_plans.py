@@ -1,18 +1,18 @@
-"""Plans as functions of hidden states, one plan for each row of the batch: many settings run in one batch.
+"""Plans as functions of hidden states, with one plan per row of the batch, so that many settings share a batch.
 
-For the hidden state h of row i at a point, with the plan of that row,
+For the hidden state h_i of row i at a point, with the plan of that row,
 
     activate   h_i + D_i                      D [rows 1 d_model]: the sum of s V over the plan's features there
                h_i + (S_i * (a(h_i) > 0)) V   where a plan adds features only where they are active
     suppress   h_i + ((F_i - 1) * a(h_i)) V   V, a: decoder rows and activations of all features any row rescales
                                               there; F [rows 1 k]: their factors r, 1 where the row's plan has none
 
-The activations are those of the current hidden state, of the prompt's and of every decoded token. Rows whose plans keep
-the norm are brought back to the length of h_i at every point. What changes nothing is -0.0, which leaves every bit of
-what it is added to: a row whose plan has nothing at a point, or s = 0, or r = 1, comes out bit-equal. Each point has an
-object of its own: no layer can get another's vectors.
+where activations are read from the current hidden state of each prompt or decoded token. Rows whose plans keep the norm
+are scaled back to the length of h_i at every point. A zero change is represented as -0.0, which leaves every bit of
+what it is added to: a row whose plan has nothing at a point, or s = 0, or r = 1, stays bit-identical. Each point has
+its own `RowChange`, so no layer can receive another's vectors.
 
-`ShareMeter` measures how far the plans move the stream while the model runs under them.
+`ShareMeter` measures how far the plans move the stream while the model runs.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def row_changes(
             ...  # a batch of two rows: the first is steered
 
     Args:
-        plans: one plan for every row there will be, or one for each row; None changes nothing.
-        dictionaries: where the plans' features are; without any, those of the release the plans name.
+        plans: a single plan for all rows of any batch, or one per row; None changes nothing.
+        dictionaries: of the plans' sites; None loads those of the release the plans name.
         model: the model that will run.
         meter: records how far each row is moved.
 
     Raises:
-        InvalidArgument: for no plan, plans of several releases without dictionaries, or a transcoder's features to
-            suppress or to add where they are active. Of the functions: for a batch with another number of rows than
-            there are plans.
+        InvalidArgument: without plans, for plans of several releases without dictionaries, or for a transcoder's
+            features to suppress or to add where they are active. The returned functions raise it when a batch has
+            another number of rows than there are plans.
         UnknownSite: without a dictionary at a site of a plan.
         UnknownFeature: for an index outside its dictionary.
         WidthMismatch: for a dictionary on z that is not this model's.
@@ -91,7 +91,7 @@ def row_changes(
             )
         dictionaries = load_dictionaries(releases[0]) if releases else None
 
-    # 1. at each point, what is added to which row, and which row's features are rescaled, or added where active
+    # 1. collect by point and row: vectors to add, and features to rescale or to add where active
     vectors: defaultdict[Point, dict[int, Tensor]] = defaultdict(dict)
     factors: defaultdict[Point, dict[int, dict[int, float]]] = defaultdict(dict)
     strengths: defaultdict[Point, dict[int, dict[int, float]]] = defaultdict(dict)
@@ -110,7 +110,7 @@ def row_changes(
                 here = vectors[Point.at(edit.site)]
                 here |= {row: vector + here[row] if row in here else vector for row in rows_of[key]}
 
-    # 2. the points in order of computation (z comes before what attention writes), those that are measured among them
+    # 2. sort the points, and with a meter the residual points, in order of computation: z precedes attention's output
     changed = vectors.keys() | factors.keys() | strengths.keys()
     watched = {Point(point.layer, Tap.RES) for point in changed} if meter else set[Point]()
     points = sorted(changed | watched, key=lambda point: (point.layer, point.tap.part.rank, point.tap is not Tap.Z))
@@ -119,7 +119,7 @@ def row_changes(
         rows = {point: [*vectors[point], *factors[point], *strengths[point]] for point in changed}
         meter.begin(points, rows, len(plans), clock)
 
-    # 3. a function for each
+    # 3. make a function for each point
     where = tuple(plan.tokens if plan else EVERYWHERE for plan in plans)
     kept = tuple(row for row, plan in enumerate(plans) if plan and plan.keep_norm)
     made: dict[Point, Change] = {}
@@ -130,7 +130,7 @@ def row_changes(
 
 
 def _read_at(edit: Rescale | Add, dictionary: Dictionary) -> tuple[Point, dict[int, float]]:
-    """Where an edit acts that reads activations, and the r or s of each feature, but of those that change nothing."""
+    """For an edit that reads activations, where it acts, and the r or s of each feature that it changes."""
     adds = isinstance(edit, Add)
     point, none = (active_at(edit, dictionary), 0.0) if adds else (rescaled_at(edit, dictionary), 1.0)
     values = edit.strengths.values() if adds else edit.factors
@@ -140,16 +140,16 @@ def _read_at(edit: Rescale | Add, dictionary: Dictionary) -> tuple[Point, dict[i
 
 @dataclass
 class RowChange:
-    """The function of one point: h plus what each row's plan adds there. See the head of the file.
+    """The function for one point: h plus what each row's plan adds there, as in the module docstring.
 
     Attributes:
-        point: where.
-        where: which tokens each row's plan reaches; one plan takes a batch of any size.
-        vectors: what is added [d_model], by row.
-        factors: the factor r of each feature that is rescaled, by row.
-        strengths: the s of each feature that is added only where it is active, by row.
-        kept: rows whose hidden states keep their lengths.
-        dictionary: whose features these are; None without any.
+        point: where it acts.
+        where: which tokens each row's plan reaches; a single entry serves a batch of any size.
+        vectors: row -> the vector to add [d_model].
+        factors: row -> the factor r of each feature to rescale, by index.
+        strengths: row -> the s of each feature to add only where it is active, by index.
+        kept: rows whose hidden states keep their norms.
+        dictionary: the dictionary of these features; None without any.
         clock: which tokens the running forward pass holds.
         model: the model that runs.
         meter: records how far each row is moved.
@@ -167,7 +167,7 @@ class RowChange:
     meter: ShareMeter | None
 
     def __post_init__(self) -> None:
-        """Lay out what is added [rows 1 d_model], r - 1 and s [touched 1 k], and the kinds of reach."""
+        """Lay out the additions [rows 1 d_model], r - 1 and s [touched 1 k], and each row's reach over tokens."""
         n = len(self.where)
         self._added: Placed | None = None
         if self.vectors:
@@ -189,10 +189,10 @@ class RowChange:
         self._reach_of = Placed(torch.tensor([self._reaches.index(one) for one in self.where]))
 
     def __call__(self, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        """The changed hidden state.
+        """Return the changed hidden states.
 
         Raises:
-            InvalidArgument: when the batch has another number of rows than there are plans.
+            InvalidArgument: when there are several plans, and the batch has another number of rows.
         """
         if len(self.where) not in (1, len(h)):
             raise InvalidArgument(
@@ -226,14 +226,14 @@ class RowChange:
     def _in_stream(
         self, h: Float[Tensor, "batch pos d_in"], moved: Float[Tensor, "#batch #pos d_in"]
     ) -> Float[Tensor, "#batch #pos d_model"]:
-        """What the stream gets: of a change of z, what attention writes with it less what it writes without."""
+        """The change in the stream: for a change of z, what attention writes with it less what it writes without."""
         if self.point.tap is not Tap.Z:
             return moved
         block, paths = self.model.block(self.point.layer), self.model.architecture
         names = [named(paths.o_proj, "z"), *([] if paths.att_norm is None else [paths.att_norm])]
         with_it, without = h + moved, h
         for module in map(block.get_submodule, names):
-            # not called as a module: its hooks are for the pass that is running
+            # call forward directly, since the module's hooks belong to the running pass
             with_it, without = (cast("Tensor", module.forward(x)) for x in (with_it, without))
         return with_it - without
 
@@ -241,7 +241,7 @@ class RowChange:
 def _by_row(
     values: Mapping[int, Mapping[int, float]], n: int, unchanged: float
 ) -> tuple[list[int], Placed, Placed | None]:
-    """The features that any row changes, each row's value less `unchanged` [touched 1 k], and which of n rows do."""
+    """The features that any row changes, values less `unchanged` [touched 1 k], and the rows touched; None for all."""
     features = sorted({index for of_row in values.values() for index in of_row})
     touched = sorted(values)
     less = [[values[row].get(index, unchanged) - unchanged for index in features] for row in touched]
@@ -250,31 +250,31 @@ def _by_row(
 
 
 class ShareMeter:
-    """How far plans move the stream, as `RowChange` reports it; one object for one batch.
+    """Measures how far plans move the stream, from what `RowChange` reports; use one object per batch.
 
-    What is added at every layer adds up in the stream, so two shares are kept for each row of a batch, with d_l the
-    sum of all that the row's plan changes at the sites of layer l and h_l the stream after layer l as it comes in
-    there, before its own change but with those of all earlier sites in it:
+    Changes at several layers accumulate in the stream, so each row of a batch has two shares. Let d_l be the sum of all
+    changes by the row's plan at the sites of layer l, and h_l the stream after layer l, with the changes of all earlier
+    sites but before the change at this point itself:
 
         layer l   the mean over tokens of |d_l| / |h_l|
         total     the mean over tokens of |d_0 + ... + d_L| / |h_L|, with L the last layer the plan changes
 
-    The sum counts what a plan adds, not how later layers transform it. `sizes` has the same shares as an estimate
-    beforehand, against the mean length of unsteered states.
+    The sum counts what a plan adds, not how later layers transform it. `sizes` estimates similar shares in advance,
+    relative to the centred norm of unsteered states.
 
     Attributes:
-        live: which rows still count; None for all. A text that has ended is filled up with padding, whose
-            hidden states mean nothing.
+        live: which rows still count; None for all. Padding follows a text that has ended, and its hidden states
+            mean nothing.
     """
 
     def __init__(self, *, skip: int = 0) -> None:
-        """The first `skip` tokens of a text do not count: 1 leaves out a begin-of-text token; nor does padding."""
+        """Leave out padding and the first `skip` tokens of each text: 1 leaves out a begin-of-text token."""
         self.live: Bool[Tensor, " batch"] | None = None
         self._skip = skip
         self._clock = Clock()
         self._first: Point | None = None
         self._last: dict[int, Float[Tensor, " n"]] = {}
-        """By layer, 1 for the rows whose plans change it last and 0 for others."""
+        """Layer -> 1 for each row whose plan changes this layer last, else 0."""
         self._tokens = torch.zeros(())
         self._weights = torch.zeros(0, 0)
         self._layers: dict[int, Tensor] = {}
@@ -283,11 +283,11 @@ class ShareMeter:
         self._carried: Tensor | None = None
 
     def begin(self, points: Sequence[Point], changed: Mapping[Point, Sequence[int]], n: int, clock: Clock) -> None:
-        """What is going to be reported.
+        """Announce what will be reported.
 
         Args:
-            points: every point that will be, in order of computation; a layer's residual point is always there.
-            changed: the rows that are changed at a point.
+            points: every point that will be reported, in order of computation, with the residual point of each layer.
+            changed: the rows that are changed at each point.
             n: how many rows there are plans for.
             clock: which tokens the running forward pass holds.
         """
@@ -302,14 +302,14 @@ class ShareMeter:
     def note(
         self, point: Point, h: Float[Tensor, "batch pos d_in"], change: Float[Tensor, "#batch #pos d_model"] | None
     ) -> None:
-        """At `point` the hidden state `h` came in, and the stream is changed by `change`; None for no change."""
+        """Record the hidden states `h` entering `point`, and the `change` made to the stream; None for no change."""
         if point == self._first:
             self._in_layer = self._carried = None
             counted = (self._clock.positions >= self._skip).to(h.device, torch.float32).expand(h.shape[:2])
             self._weights = counted if self.live is None else counted * self.live.float()[:, None]
             self._tokens = self._tokens + self._weights.sum(dim=1)
         if change is not None:
-            # a change that is the same at every token has one column
+            # a change that is the same at every token has a single position, and broadcasts
             step = change.float()
             self._in_layer = step if self._in_layer is None else self._in_layer + step
         if point.tap is not Tap.RES or self._in_layer is None:
@@ -324,11 +324,11 @@ class ShareMeter:
         self._in_layer = None
 
     def by_layer(self) -> dict[int, list[float]]:
-        """For each layer that was changed, the share of each row; 0 where a row's plan has nothing there."""
+        """For each changed layer, the share of each row; 0 if a row's plan has nothing there."""
         return {layer: self._mean(shares) for layer, shares in sorted(self._layers.items())}
 
     def largest(self, rows: int) -> list[float]:
-        """For each of `rows` rows, the largest share of a layer."""
+        """For each of `rows` rows, the largest share of any layer."""
         layers = self.by_layer().values()
         return [max((shares[row] for shares in layers), default=0.0) for row in range(rows)]
 
@@ -337,7 +337,7 @@ class ShareMeter:
         return [0.0] * rows if self._total is None else self._mean(self._total)
 
     def _sum(self, shares: Float[Tensor, "batch pos"]) -> Float[Tensor, " batch"]:
-        """Over the tokens that count; hidden states at padding may be anything."""
+        """Sum over the tokens that count; at padding, hidden states may be anything."""
         return shares.masked_fill(self._weights == 0, 0.0).sum(dim=1)
 
     def _mean(self, sums: Float[Tensor, " batch"]) -> list[float]:

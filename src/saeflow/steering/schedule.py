@@ -3,11 +3,11 @@
 With l the layer of a feature and l_start, l_end the first and last layer of the graph's residual features:
 
     Constant(s)              s' = s
-    Linear(s, s_end)         s' = s at l_start, s_end at l_end, on the straight line between
+    Linear(s, s_end)         s' = s at l_start, s_end at l_end, and on the straight line in between
     Exponential(s, alpha)    s' = s e^(alpha l)
 
-Constant is the case s_end = s of the second and alpha = 0 of the third, exactly. The exponent counts the
-absolute layer, as the paper writes it: with alpha < 0 a graph that starts late gets less at its first layer.
+Constant is exactly Linear with s_end = s, and Exponential with alpha = 0. The exponent uses the absolute layer, as in
+the paper: with alpha < 0, a graph that starts at a later layer has a smaller coefficient at its first layer.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, ClassVar, Final
 from saeflow.errors import InvalidArgument
 
 STRENGTH: Final = 1.0
-"""s of a plan where none is given, at its first layer. The paper tunes s for each case."""
+"""Default s, at the first layer of a plan. The paper tunes s for each case."""
 STRENGTH_END: Final = 1.5
-"""The same at its last layer. Of 14 ways to steer the demo pack's themes these scored best (docs/steering.md)."""
+"""Default s_end, at its last layer. Of 14 ways to steer the demo pack's themes these scored best (docs/steering.md)."""
 
 
 class ScheduleKind(enum.StrEnum):
@@ -43,7 +43,7 @@ class Schedule(ABC):
         s: the coefficient.
 
     Raises:
-        InvalidArgument: when a number of it is not finite.
+        InvalidArgument: when one of its numbers is not finite.
     """
 
     kind: ClassVar[ScheduleKind]
@@ -51,7 +51,7 @@ class Schedule(ABC):
     s: float
 
     def __post_init__(self) -> None:
-        """Refuse a value that is not a number."""
+        """Refuse values that are not finite."""
         for name, value in asdict(self).items():
             if not math.isfinite(value):
                 raise InvalidArgument(f"{name} = {value} of a {self.kind.value} schedule is not finite. Give a number.")
@@ -61,7 +61,7 @@ class Schedule(ABC):
         """The coefficient of a feature of `layer`, in a graph from `span[0]` to `span[1]`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The schedule as JSON values, which `schedule_from` reads."""
+        """The schedule as JSON values that `schedule_from` reads."""
         return {"kind": self.kind.value, **asdict(self)}
 
 
@@ -80,8 +80,8 @@ class Constant(Schedule):
 class Linear(Schedule):
     """From s at l_start to s_end at l_end in equal steps: s' = k l + b (appendix B.2, which takes s_end = 1).
 
-    A span of one layer gives s. A layer outside the span gets what the nearer end gets: only a feature of a
-    module can lie there, and going on along the line would turn the sign of what is added.
+    A span of one layer gives s. A layer outside the span gets the coefficient of the nearer end: only features of
+    modules can lie there, and extending the line could reverse the sign of what is added.
     """
 
     kind: ClassVar[ScheduleKind] = ScheduleKind.LINEAR
@@ -134,10 +134,10 @@ _KINDS: Final[dict[str, type[Schedule]]] = {made.kind.value: made for made in (C
 
 
 def schedule_from(data: Mapping[str, Any]) -> Schedule:
-    """Read what `to_dict` wrote: `{"kind": "linear", "s": 8, "s_end": 1}`; what is left out has its default.
+    """Read what `to_dict` wrote: `{"kind": "linear", "s": 8, "s_end": 1}`; all keys but kind and s are optional.
 
     Raises:
-        InvalidArgument: for an unknown kind or key, or a value that is no finite number.
+        InvalidArgument: for an unknown kind or key, a missing s, or a value that is not a finite number.
     """
     kind = data.get("kind")
     made = _KINDS.get(kind) if isinstance(kind, str) else None

@@ -1,39 +1,39 @@
 """What features write into the residual stream, how far a plan moves it, and plans weakened to fit a budget.
 
 An activation a of feature i writes a * factor * row_i, where row_i is its decoder row in the stream. The factor is 1
-but in two cases, where it differs from token to token and texts are needed to know it:
+except in two cases, where it varies from token to token and has to be measured on texts:
 
-    a dictionary that normalises each token    what its `decode` restores
+    a dictionary that normalises each token    the scale that its `decode` restores
     z behind a norm (Gemma 2 and 3)            1 / rms of what attention wrote, held fixed while z changes
 
 Folding (Balagansky et al. 2024, arXiv 2410.07656; appendix B.2) divides encoder rows by the thresholds of JumpReLU and
-multiplies decoder rows by them: every threshold becomes 1, and a decoder row is what its feature writes when it just
-fires, so that one coefficient suits features of different size. To steer with folded rows is to add s times that: with
-|W_i| the length of the row in the stream
+multiplies decoder rows by them: every threshold becomes 1, and a decoder row is what its feature writes when it only
+just fires, so that one coefficient s' suits features of different sizes. Steering with folded rows adds s' times such
+a row. With |W_i| the length of the unfolded row in the stream,
 
     scale_i = threshold_i |W_i|        strength_i = s' scale_i
 
-Activations without a threshold of each feature's own (ReLU, TopK) say nothing of its size; there a typical
-activation, measured on texts, takes the place of the threshold.
+Activation functions without a positive threshold (ReLU, TopK) say nothing about a feature's size; for these, a
+typical activation measured on texts takes the place of the threshold.
 
-A row that is added at every layer is not changed once: what layer 0 added is still in the stream when layer 1 adds
-to it. With d_l the sum of all that a plan adds at the sites of layer l (attention and the MLP write into the same
-stream) and c_l the centred norm of the residual stream after layer l (`centred_norms`: how far its states lie from
-their mean), two shares are therefore told:
+Changes at several layers accumulate: what layer 0 added is still in the stream when layer 1 adds to it. Let d_l be the
+sum of everything a plan adds at the sites of layer l (attention and the MLP write into the same stream), and c_l the
+centred norm of the residual stream after layer l (`centred_norms`: how far its states lie from their mean). A plan
+therefore has two shares:
 
     share of a layer    |d_l| / c_l
-    total               |d_0 + ... + d_L| / c_L        L the last layer that is changed
+    total               |d_0 + ... + d_L| / c_L        L the last changed layer
 
-The total is the norm of a sum: directions that differ partly cancel, like ones add up in full. It follows the change
-along the stream alone: what later layers make of it is not in it.
+The total is the norm of a sum, so aligned directions add up in full and others partly cancel. It counts only what is
+written directly into the stream, not what later layers compute from it.
 
 For suppression d is (r - 1) a V, its length averaged over the tokens of texts, and the activations a can be read in
 two ways. On the unsteered model d is proportional to r - 1, but what one layer has removed is counted again at the
-next: the total of a cumulative plan comes out several times too large. With `steered`, the plan runs, and each site
-finds what the plan has left of its features: that is what is really changed, and `fit_budget` holds it to a budget by
+next, so the total of a cumulative plan comes out several times too large. With `steered` the plan runs, and each site
+sees its features as the earlier edits left them: this is the actual change, which `fit_budget` holds to a budget by
 search. For activation the two agree.
 
-`row_plans.ShareMeter` has shares of |h| itself, of texts that are being generated.
+`row_plans.ShareMeter` measures shares of |h| itself, on texts as they are generated.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ from saeflow.sources.tokens import Tokens
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 
 MAX_LENGTH: Final = 128
-"""Tokens a text is cut to when sizes are measured."""
+"""Tokens that texts are truncated to when sizes are measured."""
 
 ROUNDING: Final = 1e-6
-"""The share of a budget that is left free, so that rounding cannot exceed it."""
+"""Relative tolerance: the share of a budget left unused, so that rounding cannot exceed it."""
 
 
 # --- what features write ----------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ ROUNDING: Final = 1e-6
 def by_site(
     features: Iterable[FeatureId], dictionaries: Mapping[Site, Dictionary]
 ) -> Iterator[tuple[Dictionary, list[FeatureId]]]:
-    """The dictionary of each site that is named and the features there, sorted, each once.
+    """For each site of the features, its dictionary and the features there, sorted and without repeats.
 
     Raises:
         UnknownSite: for a site without a dictionary.
@@ -97,7 +97,7 @@ def by_site(
 def stream_rows(
     dictionary: Dictionary, features: Sequence[FeatureId], model: LanguageModel | None
 ) -> Float64[Tensor, "n d_model"]:
-    """The decoder rows of some features as they stand in the stream, on the CPU; rows of z pass the model's W_O.
+    """The features' decoder rows in the residual stream, on the CPU; rows of z are projected by the model's W_O.
 
     Raises:
         WidthMismatch: on z without a model, or with a model whose z has another width.
@@ -110,7 +110,7 @@ def stream_rows(
 def unit_rows(
     dictionary: Dictionary, features: Sequence[FeatureId], model: LanguageModel | None
 ) -> Float64[Tensor, "n d_model"]:
-    """The same at unit length: what an `Add` multiplies by its strengths.
+    """`stream_rows` at unit length: what an `Add` multiplies by its strengths.
 
     Raises:
         WidthMismatch: on z without a model, or with a model whose z has another width.
@@ -120,7 +120,7 @@ def unit_rows(
 
 
 def read_places(dictionary: Dictionary, model: LanguageModel) -> tuple[PointLike, ...]:
-    """What has to be captured to know activations and factors at a dictionary's site."""
+    """The tensors to capture for the activations and factors at a dictionary's site."""
     if _behind_norm(dictionary, model):
         return (dictionary.point, dictionary.site)
     return (dictionary.point,)
@@ -132,10 +132,10 @@ def token_factors(
     h: Float[Tensor, "n d_in"],
     after: Float[Tensor, "n d_model"] | None = None,
 ) -> Float64[Tensor, "n 1"]:
-    """The scale of a feature's contribution on each of n tokens, computed from the tensors captured at `read_places`.
+    """The factor of what a feature writes on each of n tokens, computed from the tensors captured at `read_places`.
 
     Raises:
-        InvalidArgument: behind a norm, without what comes after it.
+        InvalidArgument: behind a norm, when `after`, the output of the norm, is missing.
     """
     scale = dictionary.scale(h)
     factor = torch.ones(len(h), 1, dtype=torch.float64)
@@ -147,7 +147,7 @@ def token_factors(
         raise InvalidArgument(
             f"the factor at {dictionary.site} needs what the part adds to the stream. Capture all of read_places."
         )
-    # the norm's output is gain * (W_O z) / rms: its length over that of gain * (W_O z) is 1 / rms
+    # the norm's output is gain * (W_O z) / rms, so its length divided by that of gain * (W_O z) is 1 / rms
     before = dictionary.project(h, model)
     return factor * (_length(after) / _length(before).clamp_min(1e-30))
 
@@ -160,18 +160,19 @@ def fold_scales(
     model: LanguageModel | None = None,
     texts: Sequence[str] | None = None,
 ) -> dict[FeatureId, float]:
-    """The length of what each feature writes into the stream at its threshold, in units of the hidden state.
+    """The length of what each feature writes into the stream at its threshold, in the units of the hidden state.
 
     Args:
         dictionaries: by site.
-        features: which of them; each is in the answer once, sorted.
-        activity: a typical activation of features without a threshold above 0, such as `typical_activations` gives.
-        model: projects rows of z; not needed elsewhere.
-        texts: where a dictionary normalises each token, or reads z behind a norm (Gemma 2 and 3), what it
-            writes depends on the token: the mean factor over these texts is taken. Not needed elsewhere.
+        features: the features to measure; the result has each once, sorted.
+        activity: typical activations of features without a threshold above 0, as `typical_activations` returns them.
+        model: projects rows of z, and runs the texts where these are needed.
+        texts: needed only where a dictionary normalises each token, or reads z behind a norm (Gemma 2 and 3): what a
+            feature writes then depends on the token, and the mean factor over these texts is used.
 
     Raises:
-        InvalidArgument: when a feature has neither a threshold above 0 nor an activity, or texts are needed.
+        InvalidArgument: when a feature has neither a threshold above 0 nor an activity, or a model or texts are needed
+            and missing.
         WidthMismatch: on z without a model, or with a model whose z has another width.
         UnknownSite: for a site without a dictionary.
         UnknownFeature: for an index outside its dictionary.
@@ -197,7 +198,7 @@ def fold_scales(
 
 
 def has_threshold(dictionary: Dictionary, feature: FeatureId) -> bool:
-    """Whether `fold_scales` needs no activity for a feature.
+    """Whether a feature has a threshold above 0, so that `fold_scales` needs no activity for it.
 
     Raises:
         BadFile: when a threshold read at first use is not finite.
@@ -208,12 +209,12 @@ def has_threshold(dictionary: Dictionary, feature: FeatureId) -> bool:
 def typical_activations(
     model: LanguageModel, dictionaries: Mapping[Site, Dictionary], features: Iterable[FeatureId], texts: Sequence[str]
 ) -> dict[FeatureId, float]:
-    """The mean activation of each feature over the tokens where it is active; those that never are, are missing.
+    """The mean activation of each feature over the tokens where it is active; features that never fire are missing.
 
     Args:
         model: what the texts run through.
         dictionaries: by site.
-        features: which of them.
+        features: the features to measure.
         texts: one or more; special tokens do not count.
 
     Raises:
@@ -247,7 +248,7 @@ def _threshold(dictionary: Dictionary, feature: FeatureId) -> float | None:
 
 
 def _mean_factor(dictionary: Dictionary, model: LanguageModel | None, texts: Sequence[str] | None) -> float:
-    """What an activation is multiplied by before it reaches the stream, on average over tokens; 1 mostly."""
+    """The mean over tokens of the factor between an activation and what reaches the stream; usually 1."""
     normed = dictionary.preprocessing.norm is not Norm.NONE and not dictionary.is_transcoder
     if not normed and not _behind_norm(dictionary, model):
         return 1.0
@@ -279,12 +280,12 @@ def _length(h: Float[Tensor, "n d_model"]) -> Float64[Tensor, "n 1"]:
 
 @dataclass(frozen=True, slots=True)
 class PlanChange:
-    """Lengths of what a plan adds to the stream, in units of the hidden state; for suppression means over tokens.
+    """Lengths of what a plan adds to the stream, in the units of the hidden state; for suppression, means over tokens.
 
     Attributes:
-        at_site: of what is added at each site.
-        at_layer: of the sum over the sites of each layer.
-        upto: of the sum over this layer and all before it, at each layer that is changed.
+        at_site: length of what is added at each site.
+        at_layer: length of the sum over the sites of each layer.
+        upto: for each changed layer, length of the sum over this layer and all before it.
     """
 
     at_site: Mapping[Site, float]
@@ -293,20 +294,20 @@ class PlanChange:
 
 
 def norm_sites(plan: SteeringPlan) -> tuple[Site, ...]:
-    """The residual sites whose norms a plan's shares are of: one for each layer it changes."""
+    """The residual sites whose norms a plan's shares refer to: one for each layer it changes."""
     return tuple(Site(layer, Part.RES) for layer in plan.layers)
 
 
 def centred_norms(model: LanguageModel, sites: Iterable[Site], texts: Sequence[str]) -> dict[Site, float]:
-    """How far hidden states lie from their mean at some sites: the root mean square of |h - mean|, over tokens.
+    """How far hidden states lie from their mean at each site: the root mean square of |h - mean| over tokens.
 
     Most of a real model's hidden state is the same at every token: the mean is 72 to 81 % of the norm in SmolLM2
-    and 91 to 99 % in Gemma 3. What tells one token from another is the rest, so that a share of |h| is a different
-    change in every model, and a share of |h - mean| is not. Special tokens and massive positions are left out.
+    and 91 to 99 % in Gemma 3. Only the rest tells tokens apart, so the same share of |h| is a different change in
+    every model, whereas shares of |h - mean| are comparable. Special tokens and massive positions are left out.
 
     Args:
         model: what the texts run through, unsteered.
-        sites: where.
+        sites: the sites to measure at.
         texts: with two tokens or more in all.
 
     Raises:
@@ -341,11 +342,12 @@ def plan_change(
     """How much a plan changes at each site, at each layer, and up to each layer.
 
     Args:
-        plan: to activate or suppress; `tokens` is not looked at: lengths are those of a token that is changed.
+        plan: to activate or suppress. Its `tokens`, `only_active` and `keep_norm` are ignored: lengths are those at a
+            token that is changed.
         dictionaries: of the plan's sites.
         model: needed for suppression, and to activate features of z.
-        texts: what activations are read on; needed for suppression alone.
-        steered: read them while the plan runs, each site as the sites before it leave it.
+        texts: what activations are read on; needed only for suppression.
+        steered: read the activations while the plan runs, at each site after the edits of earlier sites.
 
     Raises:
         InvalidArgument: for a suppression without a model or texts, or `steered` with a transcoder's features.
@@ -377,7 +379,7 @@ def plan_change(
             vectors[site] = (acts * (values[site] - 1)) @ rows[site] * token_factors(dictionary, model, h, *after)
         if batch.n_tokens:
             found.append((_lengths(vectors), batch.n_tokens))
-    # the mean over tokens, each batch counted as often as it has some
+    # the mean over tokens: each batch is weighted by its number of tokens
     total = sum(n for _, n in found)
     one = found[0][0]
     return PlanChange(
@@ -390,10 +392,10 @@ def plan_change(
 def orthogonal(
     plan: SteeringPlan, dictionaries: Mapping[Site, Dictionary], model: LanguageModel | None = None
 ) -> SteeringPlan:
-    """The plan with only what is new at each site: orthogonal to all that earlier sites add.
+    """The plan reduced to what is new at each site: the component orthogonal to everything earlier sites add.
 
-    Rows of a flow are alike, and what is added at one layer is carried to the next: a plan of several layers mostly
-    adds one direction several times. What is left here are vectors, since it lies along no row.
+    Rows along a flow are similar, and the stream carries what one layer adds to the next, so a plan of several layers
+    mostly adds one direction several times. The components lie along no decoder row, so the result holds vectors.
 
     Args:
         plan: to activate.
@@ -401,7 +403,7 @@ def orthogonal(
         model: needed for features of z.
 
     Raises:
-        InvalidArgument: for a plan to suppress, or one whose additions wait for active features.
+        InvalidArgument: for a plan to suppress, or one with `only_active`.
         UnknownSite: for a site without a dictionary.
         UnknownFeature: for an index outside its dictionary.
     """
@@ -413,7 +415,7 @@ def orthogonal(
     vectors: list[AddVector] = []
     for site, vector in sorted(_added(plan, dictionaries, model).items()):
         new = vector
-        for _ in range(2):  # once more for what rounding leaves
+        for _ in range(2):  # the second pass removes what rounding leaves
             for earlier in basis:
                 new = new - (new @ earlier) * earlier
         if (length := torch.linalg.vector_norm(new)) > ROUNDING * torch.linalg.vector_norm(vector):
@@ -448,8 +450,8 @@ class NormShares:
     """A plan's change as shares of the centred norm of the residual stream after each changed layer.
 
     Attributes:
-        at_layer: of what is changed at the layer.
-        upto: of all that is changed at the layer and before it.
+        at_layer: share of what each layer adds.
+        upto: share of everything added up to and including each layer.
     """
 
     at_layer: Mapping[int, float]
@@ -457,16 +459,16 @@ class NormShares:
 
     @property
     def per_layer(self) -> float:
-        """The largest share of a layer; 0 for an empty plan."""
+        """The largest share of any one layer; 0 for an empty plan."""
         return max(self.at_layer.values(), default=0.0)
 
     @property
     def total(self) -> float:
-        """The share of all that is changed, at the last layer that is; 0 for an empty plan."""
+        """The share of the whole change, at the last changed layer; 0 for an empty plan."""
         return self.upto[max(self.upto)] if self.upto else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As a plan notes it."""
+        """The shares in the form that plans record."""
         return {"per_layer": {str(layer): share for layer, share in self.at_layer.items()}, "total": self.total}
 
 
@@ -475,8 +477,8 @@ class Budget:
     """The most that a plan may change, in shares of the centred norm |h - mean|: 0.1 is 10 %; None for no limit.
 
     Attributes:
-        per_layer: of what is changed at any one layer.
-        total: of all that is changed, at the last layer that is.
+        per_layer: limit on what any one layer adds.
+        total: limit on the whole change, at the last changed layer.
 
     Raises:
         InvalidArgument: for a share that is not above 0.
@@ -494,7 +496,7 @@ class Budget:
                 )
 
     def holds(self, found: NormShares) -> bool:
-        """Whether shares stay within it."""
+        """Whether shares stay within the budget."""
         limits = ((self.per_layer, found.per_layer), (self.total, found.total))
         return all(limit is None or share <= limit for limit, share in limits)
 
@@ -523,19 +525,20 @@ def shares(change: PlanChange, norms: Mapping[Site, float]) -> NormShares:
 
 
 def within(plan: SteeringPlan, budget: Budget, norms: Mapping[Site, float], change: PlanChange) -> SteeringPlan:
-    """The plan, scaled down as a whole until a change in proportion to it fits a budget; never scaled up.
+    """The plan scaled down as a whole to fit a budget, assuming its change scales with it; never scaled up.
 
-    That is exact for activation, and for suppression as `plan_change` measures it unsteered. One factor for all steps
-    keeps the shape of the schedule. `made_by["budget"]` tells the budget, the factor and the shares before and after.
+    The assumption is exact for activation, and for suppression as `plan_change` measures it unsteered. Using one
+    factor for all steps keeps the shape of the schedule. `made_by["budget"]` records the budget, the factor, and the
+    shares before and after.
 
     Args:
-        plan: what `change` was measured of.
+        plan: the plan that `change` was measured on.
         budget: shares of the centred norm.
         norms: what `centred_norms` returned for the plan's `norm_sites`.
         change: what `plan_change` returned for this plan.
 
     Raises:
-        InvalidArgument: when a norm is missing or not above 0, or the change is of other layers than the plan.
+        InvalidArgument: when a norm is missing or not above 0, or the change and the plan have different layers.
     """
     if tuple(sorted(change.at_layer)) != plan.layers:
         raise InvalidArgument(
@@ -562,18 +565,18 @@ def fit_budget(
     *,
     norms: Mapping[Site, float] | None = None,
 ) -> SteeringPlan:
-    """The plan, scaled down as a whole until what it really changes fits a budget; never scaled up.
+    """The plan scaled down as a whole until its actual change fits a budget; never scaled up.
 
-    As `within`, which is what it comes to for activation. A suppression is measured while it runs (`steered`), and
-    the largest factor that fits is searched for by halving intervals; it is found to a hundredth of itself.
+    For activation this is `within`. A suppression is measured while it runs (`steered`), and the largest factor that
+    fits is found by bisection, to within 1 % of itself.
 
     Args:
-        plan: what is weakened.
+        plan: the plan to weaken.
         budget: shares of the centred norm.
         dictionaries: of the plan's sites.
-        model: what texts run through.
+        model: what the texts run through.
         texts: what norms and activations are measured on; to suppress, texts in which the features fire.
-        norms: of `norm_sites`, where they are known.
+        norms: of the plan's `norm_sites`, if already measured.
 
     Raises:
         InvalidArgument: without texts, or to suppress features of a transcoder.
@@ -602,7 +605,7 @@ def fit_budget(
 
 
 def _noted(plan: SteeringPlan, budget: Budget, c: float, before: NormShares, after: NormShares) -> SteeringPlan:
-    """The plan scaled by c, with what it was held to and what that changed."""
+    """The plan scaled by c, with a record of the budget and the shares before and after."""
     noted = {
         "per_layer": budget.per_layer,
         "total": budget.total,
@@ -619,7 +622,7 @@ def _held(
     points: Sequence[Point],
     edits: tuple[SteeringPlan, Mapping[Site, Dictionary]] | None,
 ) -> dict[Point, Tensor]:
-    """What stands at some points, before the edit of each point and after those of all earlier ones."""
+    """The tensors at some points, each before its own edit and after those of all earlier points."""
     if edits is None:
         captured = model.capture(tokens, points)
         return {point: captured[point] for point in points}
@@ -633,14 +636,14 @@ def _held(
         return keep
 
     plan, dictionaries = edits
-    # hooks run in the order they are set: what is noted comes in before the plan's edit of the same place
+    # hooks run in the order they are set, so `keep` sees a tensor before the plan edits it
     with model.intervening({point: note(point) for point in points}), model.intervening(plan, dictionaries):
         model.capture(tokens, [Site(max(point.layer for point in points), Part.RES)])
     return held
 
 
 def _lengths(vectors: Mapping[Site, Float64[Tensor, "n d_model"]]) -> PlanChange:
-    """Mean lengths over rows of the vectors, of their sums over each layer, and of the sums so far."""
+    """Mean lengths, over rows, of the vectors, of their sums at each layer, and of the running sums."""
     so_far: Tensor | None = None
     at_layer: dict[int, float] = {}
     upto: dict[int, float] = {}

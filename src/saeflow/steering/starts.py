@@ -1,10 +1,10 @@
 """Find the features a theme starts from: by words, or by example texts (appendix B begins with such a set).
 
-    by words    the query is looked for in a feature's label, in the tokens it fires on and in those it promotes
-    by texts    features that are more active on example texts than on a background of other texts
+    by words    match the query against a feature's label, the tokens it fires on and those it promotes
+    by texts    find features that are more active on example texts than on a background of other texts
 
-Either way the list is a set of candidates: whether a feature that fires on a topic also makes the model write about
-it, only steering tells (Arad et al. 2025, arXiv 2505.20063). Torch and scipy are imported by the search by texts alone.
+Both return candidates: only steering shows whether a feature that fires on a topic also makes the model write about it
+(Arad et al. 2025, arXiv 2505.20063). Only the search by texts imports torch and scipy.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Candidate:
     """A feature that may start a theme.
 
     Attributes:
-        feature: which one.
-        label: what is known of it in one line; empty where nothing is.
-        effect: what the list is ordered by. By texts: Hedges' g, the difference of the per-text mean activations
-            of texts and background in pooled standard deviations, with the correction for few texts. By words: the
-            mean over the terms of the query of how well each is met, from 0 to 1.2.
-        share: by texts, the share of the texts it fires on; by words, the share of the terms that were met.
+        feature: the feature.
+        label: what is known about it, in one line; empty if nothing is.
+        effect: the score that the list is sorted by. By texts: Hedges' g, the difference between the per-text mean
+            activations on texts and background in pooled standard deviations, with the small-sample correction. By
+            words: the mean over the terms of the query of how well each is matched, from 0 to 1.2.
+        share: by texts, the share of the texts it fires on; by words, the share of the terms that are matched.
         background: by texts, the share of the background texts it fires on; by words, the share of tokens it is
-            active on, NaN where nothing says it.
-        p: by texts, of a one-sided Mann-Whitney test of per-text mean activations, corrected for the number of
-            features that were looked at (Benjamini and Hochberg 1995); None by words.
-        why: the same in words.
-        replicated: by texts, `effect` on the texts that were held out of the choice; None where none were.
+            active on, NaN if unknown.
+        p: by texts, from a one-sided Mann-Whitney test of per-text mean activations, corrected for the number of
+            features examined (Benjamini and Hochberg 1995); None by words.
+        why: the reason for the score, in words.
+        replicated: by texts, `effect` on the held-out texts; None without held-out texts, and by words.
     """
 
     feature: FeatureId
@@ -64,27 +64,27 @@ class Candidate:
 WHOLE: Final = 1.0
 PREFIX: Final = 0.6
 INSIDE: Final = 0.1
-"""Scores of a whole word, of the beginning of one and of a match inside one; places add less than their gaps."""
+"""Scores of a whole word, a common beginning and a match inside a word; the bonus for places is below their gaps."""
 
 _SHORTEST_PREFIX: Final = 3
 
 
 def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 20) -> list[Candidate]:
-    """Features whose words hold the terms of `query`, best first.
+    """Features whose words match the terms of `query`, best first.
 
-    Terms are words with spaces or commas between; capitals do not matter. A term is met by a whole word (1.0), by
-    one that begins with it, or by a piece of a token that begins it (0.6: "force" meets "forces", " veloc" meets
-    "velocity"), or inside a word (0.1). Being met in several places, and early in the list of tokens, adds up
-    to 0.2. So one whole word ranks above any prefix, and a prefix above anything inside a word.
+    Terms are words separated by spaces or commas; case does not matter. A term is matched by a whole word (1.0), by a
+    word that begins with it or a piece that it begins with, of at least 3 letters (0.6: "forces" matches "force",
+    " veloc" matches "velocity"), or inside a word (0.1). Matches in several places, and early in a list of tokens, add
+    at most 0.2. So a whole word ranks above any prefix, and a prefix above any match inside a word.
 
     Args:
-        words: what is known of features, such as `open_words(atlas.folder)`.
+        words: what is known about features, such as `open_words(atlas.folder)`.
         query: the terms.
         sites: where to look.
         limit: how many features at most.
 
     Raises:
-        InvalidArgument: for a query without terms, no sites, a limit below 1, or words that know nothing of the sites.
+        InvalidArgument: for a query without terms, no sites, a limit below 1, or sites without any words.
         BadFile: when the words cannot be read.
     """
     terms = tuple(dict.fromkeys(_pieces(query)))
@@ -117,9 +117,9 @@ def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 
 
 
 def _met(known: FeatureWords, term: str) -> tuple[float, list[str]]:
-    """How well a term is met by a feature's label, the tokens it fires on and those it promotes; and where it is.
+    """How well a feature's label, the tokens it fires on and those it promotes match a term; and where they do.
 
-    The score is the best level, and a little for every place that reaches it or comes near.
+    The score is the best level, plus a bonus for each place in proportion to its own level.
     """
     found: list[tuple[float, float, str]] = []
     places = {"label": (known.label,), "fires on": known.tokens, "promotes": known.promotes}
@@ -137,7 +137,7 @@ def _met(known: FeatureWords, term: str) -> tuple[float, list[str]]:
 
 
 def _level(piece: str, term: str) -> float:
-    """How well one word meets one term."""
+    """How well one word matches one term."""
     if piece == term:
         return WHOLE
     begins = piece.startswith(term) and len(term) >= _SHORTEST_PREFIX
@@ -148,7 +148,7 @@ def _level(piece: str, term: str) -> float:
 
 
 def _pieces(text: str) -> list[str]:
-    """The words of a text in small letters; signs count where nothing else is there ("=", "$")."""
+    """The words of a text in lower case; symbols ("=", "$") count only in a text without words."""
     found = re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.casefold())
     return found or text.casefold().replace(",", " ").split()
 
@@ -156,24 +156,24 @@ def _pieces(text: str) -> list[str]:
 # --- by texts --------------------------------------------------------------------------------------------------------
 
 FEWEST: Final = 4
-"""Texts of either kind that are needed: two in each half."""
+"""The fewest texts of either kind: two in each half."""
 
 _TESTED_AT_ONCE: Final = 2048
 _ROUNDING: Final = 1e-5
-"""What float32 sums over a text may lose, as a share of their size."""
+"""Bound on the relative rounding error of float32 sums over a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutCheck:
-    """How well the candidates, as one set, tell held-out texts from held-out background.
+    """How well the candidates together separate held-out texts from held-out background texts.
 
     Attributes:
-        auc: the chance that a text scores above a background text, ties counted half: 0.5 is no better than
-            guessing, 1 is always. A text's score is the mean over candidates of its mean activation in standard
-            deviations of the first halves.
-        p: one-sided Mann-Whitney test of the same scores.
+        auc: the probability that a text scores above a background text, ties counted half: 0.5 is chance, 1 is
+            always. A text's score is the sum over candidates of its mean activation, in standard deviations of the
+            first halves.
+        p: of a one-sided Mann-Whitney test of these scores.
         texts: how many texts were held out.
-        background: how many background texts were.
+        background: how many background texts were held out.
     """
 
     auc: float
@@ -184,7 +184,7 @@ class HeldOutCheck:
 
 @dataclass(frozen=True, slots=True)
 class TextSearch:
-    """What was found: candidates, the largest effect first, and the check; None without candidates or held-out texts.
+    """The candidates, largest effect first, and their check, which is None without candidates or held-out texts.
 
     `looked_at` counts the features that the p-values are corrected for.
     """
@@ -210,31 +210,31 @@ def find_by_texts(
     words: Words = no_words,
     progress: Progress | None = None,
 ) -> TextSearch:
-    """Features more active on `texts` than on `background`, and whether that holds on texts not chosen with.
+    """Features more active on `texts` than on `background`, and whether this replicates on held-out texts.
 
-    1. Both kinds of text are split in two by a seed. The background is cut to the median length of the texts:
-       a longer text gives every feature more places to fire.
+    1. Both kinds of text are split in half at random. Background texts are truncated to the median length of the
+       texts, since a longer text gives every feature more places to fire.
     2. On the first halves each feature gets an effect (Hedges' g of per-text mean activations), the shares of texts
-       it fires on, and a rank test corrected for all features that were looked at.
-    3. Features that fire on enough texts and pass the test are ordered by effect: the candidates.
-    4. On the second halves each candidate's effect is measured again, and the candidates together sort texts from
-       background: the area under the ROC curve says how well.
+       it fires on, and a rank test corrected for all features examined.
+    3. The candidates are the features that fire on enough texts and pass the test, sorted by effect.
+    4. On the second halves each candidate's effect is measured again, and the area under the ROC curve shows how well
+       the candidates together separate texts from background.
 
     Hedges' g is from Hedges (1981), doi 10.3102/10769986006002107.
 
     Args:
         model: the model the dictionaries were trained on.
         dictionaries: by site.
-        texts: examples of the topic; 4 or more, 2 without holding out; twenty make a list worth having.
-        background: other texts, as many or more; best of many kinds.
-        sites: where to look; all residual sites when not given.
+        texts: examples of the topic; at least 4, or 2 without holding out. A useful list takes about twenty.
+        background: other texts, as many or more, preferably of many kinds.
+        sites: where to look; all residual sites by default.
         limit: how many features at most.
-        min_share: the least share of the texts a feature fires on, 0 to 1.
+        min_share: the smallest share of the texts that a feature must fire on, 0 to 1.
         fdr: false-discovery rate of the list, in (0, 1].
-        max_length: tokens of a text that are read.
-        hold_out: keep half of both kinds for the check. Without it all are chosen with, and nothing says whether
-            the effects replicate.
-        seed: the halves are a function of it and of the number of texts.
+        max_length: tokens read from each text.
+        hold_out: keep half of both kinds for the check. Otherwise the choice uses all texts, and nothing shows
+            whether the effects replicate.
+        seed: with the number of texts, determines the halves.
         words: where labels come from.
         progress: called with (units done, units, what).
 
@@ -272,7 +272,7 @@ def find_by_texts(
         halves = on.means[site][np.flatnonzero(first_on == first)], off.means[site][np.flatnonzero(first_off == first)]
         return Side(*map(csc_array, halves))
 
-    # 2. what the first halves say of each feature
+    # 2. tests of each feature on the first halves
     sides = {site: side(site, first=True) for site in on.sites}
     p = dict(zip(sides, corrected([one.p_values() for one in sides.values()]), strict=True))
     effects = {site: one.effects() for site, one in sides.items()}
@@ -310,7 +310,7 @@ def find_by_texts(
 
 
 def _first_half(n: int, rng: np.random.Generator, hold_out: bool) -> Bool[np.ndarray, " n"]:
-    """Which of `n` texts are chosen with: a random half, the larger one of an odd number."""
+    """Which of `n` texts the choice uses: a random half, the larger one if `n` is odd; all without holding out."""
     first = np.ones(n, dtype=bool)
     if hold_out:
         first[rng.permutation(n)[: n // 2]] = False
@@ -319,7 +319,7 @@ def _first_half(n: int, rng: np.random.Generator, hold_out: bool) -> Bool[np.nda
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Mean activations of the features of one site, texts by features, on the texts and on the background."""
+    """Mean activations of the features of one site on the texts and on the background, each texts by features."""
 
     on: sp.csc_array
     off: sp.csc_array
@@ -330,9 +330,9 @@ class Side:
         return on, off
 
     def spread(self) -> Float[np.ndarray, " n_features"]:
-        """The pooled standard deviation of each feature, and no less than the rounding of its sums.
+        """The pooled standard deviation of each feature, but at least the rounding error of its sums.
 
-        Infinite for a feature that is silent on all texts, whose effect is 0.
+        Infinite for a feature that is silent on all texts, so that its effect is 0.
         """
         n, k = _shape(self.on)[0], _shape(self.off)[0]
         pooled = np.sqrt(((n - 1) * _variance(self.on) + (k - 1) * _variance(self.off)) / (n + k - 2))
@@ -340,10 +340,10 @@ class Side:
         return np.where(least > 0, least, np.inf)
 
     def effects(self) -> Float[np.ndarray, " n_features"]:
-        """Hedges' g of every feature: above 0 where the texts have more.
+        """Hedges' g of every feature, above 0 if it is more active on the texts.
 
-        0 where the means differ by no more than the rounding of their sums: a feature that is equally active on
-        every text.
+        0 where the means differ by no more than the rounding error of their sums, as for a feature that is equally
+        active on every text.
         """
         n = _shape(self.on)[0] + _shape(self.off)[0]
         difference = _mean(self.on) - _mean(self.off)
@@ -354,9 +354,9 @@ class Side:
         return _ROUNDING * np.maximum(abs(_mean(self.on)), abs(_mean(self.off)))
 
     def p_values(self) -> Float[np.ndarray, " n_features"]:
-        """One-sided Mann-Whitney p of every feature, by its normal limit with ties and continuity corrected.
+        """One-sided Mann-Whitney p of every feature, by the normal approximation with tie and continuity corrections.
 
-        1 for a feature whose mean is not higher on the texts: it is looked at, and counts in the correction.
+        1 for a feature whose mean is not higher on the texts: it still counts in the correction for multiple tests.
         """
         from scipy import stats
 
@@ -370,7 +370,7 @@ class Side:
 
 
 def corrected(p: Sequence[Float[np.ndarray, " _"]]) -> list[Float[np.ndarray, " _"]]:
-    """p-values of several sites corrected together (Benjamini and Hochberg 1995)."""
+    """Correct the p-values of several sites together (Benjamini and Hochberg 1995)."""
     from scipy import stats
 
     whole = np.asarray(stats.false_discovery_control(np.concatenate(p)))
@@ -378,7 +378,7 @@ def corrected(p: Sequence[Float[np.ndarray, " _"]]) -> list[Float[np.ndarray, " 
 
 
 def _shape(matrix: sp.csc_array) -> tuple[int, int]:
-    """Texts and features."""
+    """Numbers of texts and features."""
     return cast("tuple[int, int]", matrix.shape)
 
 
@@ -387,7 +387,7 @@ def _mean(matrix: sp.csc_array) -> Float[np.ndarray, " n_features"]:
 
 
 def _variance(matrix: sp.csc_array) -> Float[np.ndarray, " n_features"]:
-    """Of the columns, with n - 1; two passes over what is stored, which keeps sums from cancelling."""
+    """Sample variance (n - 1) of each column; two passes over the stored values avoid cancellation."""
     (n, width), mean = _shape(matrix), _mean(matrix)
     stored = np.diff(matrix.indptr)
     column: Int[np.ndarray, " k"] = np.repeat(np.arange(width), stored)

@@ -8,15 +8,15 @@ A theme is one TOML file, `themes/{release}/{name}.toml`, or a file of the user'
     subjects = []                                      # all subjects of a rubric with several, this one first
     note = "where the features come from"
     examples = ["The force on a body ..."]             # texts about the subject
-    keywords = ["force", "velocity"]                   # words that tell it, for the judge that counts them
+    keywords = ["force", "velocity"]                   # words typical of it, to count in generated texts
 
     [activate]                                         # and [suppress]; either may be missing
     prompt = "I think"                                 # what a text begins with
     asked = "Here is a page about physics. I think"    # the prompt that asks for it: the baseline of prompting
     max_new_tokens = 36
 
-`saeflow find` finds starts by words or by example texts; `examples` also teach the offline judge. `saeflow themes find`
-finds whole themes. Those of the demo pack lie in themes/demo/found: "found" names them all, "found/NAME" one.
+`saeflow find` finds starts by words or by example texts; `examples` also train the offline judge. `saeflow themes find`
+finds whole themes. Those of the demo pack are in themes/demo/found: "found" names all of them, "found/NAME" one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from saeflow.reading import read_toml
 
 _SHIPPED: Final = Path(__file__).parent / "themes"
 _LENGTHS: Final = {"activate": 36, "suppress": 96}
-"""Tokens of a generation where a file says none: those of B.2 and B.1."""
+"""Tokens of a generation where a file gives no number: those of B.2 and B.1."""
 
 _KEYS: Final = ("name", "subject", "release", "starts", "examples", "keywords", "note", "subjects", *_LENGTHS)
 _TASK_KEYS: Final = ("prompt", "asked", "max_new_tokens")
@@ -47,8 +47,8 @@ class Task:
 
     Attributes:
         prompt: what every text begins with.
-        asked: the prompt that asks for the topic, or to keep off it, in a way the model understands: the
-            baseline of prompting. Empty where there is none.
+        asked: the prompt that asks the model to write about the topic, or to avoid it: the prompting baseline.
+            Empty for no such baseline.
         max_new_tokens: length of a generation, in tokens.
     """
 
@@ -69,16 +69,16 @@ class Theme:
     """A subject, the features it starts from, and how it is tested.
 
     Attributes:
-        name: what it is called; the stem of its file.
+        name: its name; by default the stem of its file.
         subject: a phrase that a judge is asked about.
-        release: the release its features belong to; empty where a file does not say.
+        release: the release its features belong to; empty if the file does not say.
         starts: the features flow graphs are grown from, each once, in the order of the file.
         examples: texts about the subject, for `find_by_texts` and the offline judge.
-        activate: the task that steers towards the theme, None where there is none.
-        suppress: the task that steers away from it, None where there is none.
-        note: where the features come from and what is known of them.
-        subjects: where a rubric rates several subjects in one answer (B.1), all of them, this theme's first.
-        keywords: words in small letters that texts about the subject use, for the judge that counts them.
+        activate: the task that steers towards the theme, or None.
+        suppress: the task that steers away from it, or None.
+        note: where the features come from and what is known about them.
+        subjects: for a rubric that rates several subjects in one answer (B.1), all of them, this theme's first.
+        keywords: lower-case words that texts about the subject use, to count in generated texts as a second measure.
     """
 
     name: str
@@ -108,10 +108,10 @@ class Theme:
             raise InvalidArgument(f"keywords holds {strange[0]!r}. Give single words in small letters.")
 
     def task(self, direction: str) -> Task:
-        """The task of a direction, "activate" or "suppress" (a `SteeringDirection` is one).
+        """The task of a direction: "activate", "suppress" or a `SteeringDirection`.
 
         Raises:
-            InvalidArgument: for another word, or where the theme has no such task.
+            InvalidArgument: for another word, or when the theme has no such task.
         """
         if direction not in _LENGTHS:
             raise InvalidArgument(f"{direction!r} is no direction. Give activate or suppress.")
@@ -125,7 +125,7 @@ class Theme:
         return found
 
     def to_toml(self) -> str:
-        """The theme as a file that `load_theme` reads; without its name, which is that of the file."""
+        """The text of a file that `load_theme` reads; it omits the name, which is the stem of the file."""
 
         def told(value: object) -> str:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -148,15 +148,15 @@ class Theme:
 
 
 def themes(release: str = "", group: str = "") -> tuple[Theme, ...]:
-    """The themes that come with saeflow, by release and name; of one release where it is named.
+    """The themes that come with saeflow, sorted by release and name.
 
     Args:
-        release: whose; of all by default.
-        group: "found" for those that `saeflow themes find` found; by default those written by hand.
+        release: only the themes of this release; of all by default.
+        group: "found" for the themes that `saeflow themes find` found; by default those written by hand.
 
     Raises:
         UnknownRelease: when no theme of that release is shipped; the message lists the releases.
-        BadFile: when a file of the installation is damaged.
+        BadFile: when a shipped file is damaged.
     """
     shelf = _shelf()
     if release and release not in shelf:
@@ -170,17 +170,17 @@ def themes(release: str = "", group: str = "") -> tuple[Theme, ...]:
 
 
 def load_theme(name_or_path: str, release: str = "") -> Theme:
-    """A theme that comes with saeflow, by its name, or one of the user's own, by the path of its file.
+    """Load a theme that comes with saeflow, by its name, or one of the user's own, by the path of its file.
 
     Args:
         name_or_path: "physics", or the path of a .toml file that exists. A shipped name is looked up in the list
             of shipped names and never becomes part of a path.
-        release: the release the name belongs to; without it the name must belong to one release only.
+        release: the release the name belongs to; without it, only one release may have a theme of that name.
 
     Raises:
-        UnknownRelease: when the name is asked of a release of which no themes are shipped.
+        UnknownRelease: when `release` has no shipped themes and `name_or_path` is no file.
         InvalidArgument: when it is neither a name nor a file, or a name of several releases.
-        BadFile: when the file is no theme; the message names the file and the key.
+        BadFile: when the file does not hold a theme; the message names the file and the key.
     """
     shelf = _shelf()
     holders = [folder for folder in shelf if name_or_path in shelf[folder]]
@@ -207,14 +207,14 @@ def load_theme(name_or_path: str, release: str = "") -> Theme:
 
 
 def _listed(names: Iterable[str]) -> Iterator[str]:
-    """Names for a message: of a group one, and how many more there are."""
+    """Names for a message: the first of each group, and how many more it has."""
     for group, members in groupby(names, key=lambda name: name.rpartition("/")[0]):
         alike = list(members)
         yield from [f"{alike[0]} and {len(alike) - 1} more"] if group and len(alike) > 1 else alike
 
 
 def _shelf() -> dict[str, dict[str, Path]]:
-    """Release -> name of a theme -> its file, all sorted."""
+    """The shipped themes: release -> name of a theme -> its file, sorted at both levels."""
     folders = sorted(path for path in _SHIPPED.iterdir() if path.is_dir())
     found: dict[str, dict[str, Path]] = {}
     for folder in folders:
@@ -224,7 +224,7 @@ def _shelf() -> dict[str, dict[str, Path]]:
 
 
 def _read(path: Path) -> Theme:
-    """A theme from a file; read again only when the file changed."""
+    """Read a theme from a file, which is parsed again only if it has changed."""
     try:
         return _read_unchanged(path, path.stat().st_mtime_ns)
     except OSError as error:
@@ -233,7 +233,7 @@ def _read(path: Path) -> Theme:
 
 @lru_cache(maxsize=256)
 def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part of the cache's key
-    """A theme from a file; every error names the file and the key."""
+    """Parse a theme; every error names the file and the key."""
 
     def bad(key: str, what: str, do: str) -> BadFile:
         return BadFile(f"{path}: {key} {what}. {do}.")

@@ -1,20 +1,23 @@
-"""Themes that a release's own features offer: one start feature each, and the words that tell its subject.
+"""Themes found among a release's own features: one start feature each, and the keywords of its subject.
 
-Nothing is steered here, so that what is found says nothing of how well it can be. The rule, in this order:
+The search steers nothing, so no theme is chosen for how well it steers. The steps:
 
-1. Texts are cut into windows of about 28 words, as long as what is generated. In each half of the texts a feature's
-   holding windows are the `HELD` it is most active on, at most two of a text. It may fire on `ACTIVE` of all windows.
-2. Its keywords are content words of its own, those it fires on or promotes, that holding windows of the first half use
-   more than others do: a log-odds ratio of 2 standard errors or more, with the prior of all windows (Monroe,
-   Colaresi and Quinn 2008, doi 10.1093/pan/mpn018). They are rare: in at most `COMMON` of all windows.
-3. The second half has to be told by them: a holding window has more of them than another in `AUC` of all pairs, two
-   different ones are in `HOLDING` of the holding windows at least, and in `OTHERS` of the others at most.
-4. Unsteered text has to lack it: two different ones are in `UNSTEERED` of the samples at most.
-5. From the clearest on (the share of 3 in holding windows less that in others), each is taken that is near none
-   before it: rows with a cosine of at most `COSINE`, `SHARED` of the keywords in common at most, and two keywords of
-   the one in `TOLD` of the holding windows of the other at most.
+1. Cut the texts into windows of about 28 words, as long as a generation. In each half of the texts, a feature's
+   holding windows are the `HELD` windows it is most active on, at most two from one text. A feature that fires on more
+   than `ACTIVE` of all windows is left out.
+2. A feature's keywords are content words that it fires on or promotes, that occur in at least two holding windows of
+   the first half, and that those use more than the other windows of that half: by a log-odds ratio of at least 2
+   standard errors, with a prior from the half (Monroe, Colaresi and Quinn 2008, doi 10.1093/pan/mpn018). They are rare:
+   in at most `COMMON` of all windows.
+3. The keywords must identify holding windows of the second half: a holding window has more of them than another window
+   in at least `AUC` of all pairs, and at least two different ones occur in at least `HOLDING` of the holding windows
+   and in at most `OTHERS` of the other windows.
+4. Unsteered text must lack the theme: two different keywords in at most `UNSTEERED` of the samples.
+5. Going from the clearest feature down (by the share of windows with two keywords, holding windows less others), take
+   each one that is not near one already taken: their rows have a cosine of at most `COSINE`, they share at most
+   `SHARED` of the keywords, and at most `TOLD` of the holding windows of either have two keywords of the other.
 
-A theme's examples are holding windows of the second half: what a judge learns from them, and the keywords, come
+A theme's examples are holding windows of the second half, so that what a judge learns from them and the keywords come
 from different texts.
 """
 
@@ -49,7 +52,7 @@ EXAMPLES: Final = 24
 """Holding windows of the second half that a theme has as examples."""
 
 KEYWORDS: Final = (4, 12)
-"""The fewest and the most that a theme has."""
+"""The fewest and the most keywords of a theme."""
 
 Z: Final = 2.0
 COMMON: Final = 0.04
@@ -66,12 +69,12 @@ SAMPLES: Final = 64
 """Unsteered samples of the prompt."""
 
 OPENINGS: Final = (6, 8)
-"""Beginnings of holding windows that are tried as the prompt of a suppression, and unsteered samples of each."""
+"""How many openings of holding windows are tried as the prompt for suppression, and unsteered samples of each."""
 
 _OPENING_WORDS: Final = 10
 _TOKENS: Final = 36
 _PRIOR: Final = 500.0
-"""Words that the prior of the log-odds ratio counts for."""
+"""Total word count of the prior in the log-odds ratio."""
 
 _MAX_LENGTH: Final = 96
 _WORD: Final = re.compile(r"[^\W\d_]{3,}")
@@ -83,11 +86,11 @@ class FoundTheme:
 
     Attributes:
         theme: with one start, keywords, examples and both tasks.
-        auc: the chance that a holding window of the second half has more of the keywords than another, ties counted
-            half.
-        holding: the share of the holding windows of the second half with two different keywords or more.
-        others: the same of its other windows.
-        unsteered: the same of unsteered samples of the prompt.
+        auc: the probability that a holding window of the second half has more of the keywords than another window of
+            it, with ties counted half.
+        holding: the share of holding windows of the second half with at least two different keywords.
+        others: that share among the other windows of the second half.
+        unsteered: that share among unsteered samples of the prompt.
         active: the share of all windows that the feature fires on.
     """
 
@@ -101,7 +104,7 @@ class FoundTheme:
 
 @dataclass(frozen=True, slots=True)
 class ThemeSearch:
-    """The themes found, the clearest first; how many features were looked at, and why the others were left out."""
+    """The themes found, clearest first; how many features were examined, and how many each reason left out."""
 
     found: tuple[FoundTheme, ...]
     looked_at: int
@@ -110,7 +113,7 @@ class ThemeSearch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tested:
-    """A feature that passed steps 1 to 3: its holding windows of both halves and its keywords."""
+    """A feature that passed steps 1 to 3: its holding windows in both halves, its keywords and how clear they are."""
 
     feature: FeatureId
     first: Int[np.ndarray, " k"]
@@ -123,7 +126,7 @@ class _Tested:
 
 
 def keywords_in(text: str, keywords: Iterable[str]) -> int:
-    """How many of the keywords a text has, whole words in any case; one that it repeats counts once."""
+    """How many different keywords a text has, as whole words in any case."""
     return len(frozenset(keywords).intersection(_WORD.findall(text.casefold())))
 
 
@@ -140,15 +143,15 @@ def search_themes(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ThemeSearch:
-    """The clearest themes that single features of some sites offer; see the head of the file for the rule.
+    """Find the clearest themes that single features of some sites stand for, by the steps of the module docstring.
 
     Args:
         model: the model the dictionaries were trained on.
         dictionaries: by site.
-        words: what is known of features: tokens they fire on and promote, and passages.
-        texts: of the kinds the model writes, some hundreds or more; not those that judges learn from.
+        words: what is known about features: tokens they fire on and promote, and passages.
+        texts: hundreds or more, of the kinds the model writes; not those that judges learn from.
         sites: where start features may lie.
-        release: what the themes note as the release of their features.
+        release: what the themes record as the release of their features.
         limit: how many themes at most.
         prompt: what texts that are steered towards a theme begin with.
         seed: of the halves and of unsteered samples.
@@ -177,7 +180,7 @@ def search_themes(
     first = np.random.default_rng(seed).permutation(text_of.max() + 1) % 2 == 0
     table = _WordTable.of(windows, text_of, first[text_of])
 
-    # 2. and 3. what each feature's windows say
+    # 2. and 3. keywords of each feature, and whether they identify its windows
     left_out: Counter[str] = Counter()
     tested: list[_Tested] = []
     for site in wanted:
@@ -190,7 +193,7 @@ def search_themes(
                 tested.append(one)
     tested.sort(key=lambda one: (one.others - one.holding, one.feature))
 
-    # 4. and 5. what unsteered text lacks and none before is near, from the clearest on
+    # 4. and 5. from the clearest feature down, those that unsteered text lacks and that are near none already taken
     requests = [Request(prompt, seed + sample) for sample in range(SAMPLES)]
     unsteered = [one.text for one in generate(model, None, requests, Sampling(_TOKENS))]
     found: list[FoundTheme] = []
@@ -230,7 +233,7 @@ def _unwanted(
     *,
     full: bool,
 ) -> str:
-    """Why steps 4 and 5 leave a feature out; empty where they do not."""
+    """Why steps 4 and 5 leave a feature out; empty if they keep it."""
     if full:
         return "enough were found before"
     if unsteered > UNSTEERED:
@@ -239,7 +242,7 @@ def _unwanted(
 
 
 def _cut_all(texts: Sequence[str]) -> tuple[list[str], Int[np.ndarray, " n"]]:
-    """All windows of some texts, and the text of each; those of few words are left out."""
+    """All windows of some texts that have enough words to hold a theme's keywords, and the text each comes from."""
     windows: list[str] = []
     text_of: list[int] = []
     for number, text in enumerate(texts):
@@ -256,11 +259,11 @@ class _WordTable:
     Attributes:
         counts: windows by words.
         vocabulary: word -> column.
-        rare: whether a word is in at most `COMMON` of the windows, and no stop word.
-        text_of: the text of each window.
-        first: whether a window is of the first half of the texts.
-        every: how often each word is in the windows of the first half.
-        names: the word of each column.
+        rare: whether a word occurs in at most `COMMON` of the windows and is not a stop word.
+        text_of: the text each window comes from.
+        first: whether a window belongs to the first half of the texts.
+        every: how often each word occurs in the windows of the first half.
+        names: column -> word.
     """
 
     counts: sp.csr_array
@@ -287,12 +290,12 @@ class _WordTable:
         return _WordTable(counts, vocabulary, rare, text_of, first, every, names)
 
     def hits(self, keywords: Sequence[str]) -> Int[np.ndarray, " n"]:
-        """How many of some keywords each window has."""
+        """How many different words of `keywords` each window has."""
         columns = [self.vocabulary[word] for word in keywords]
         return np.diff(sp.csr_array(self.counts[:, columns]).indptr)
 
     def holding(self, active: Float[np.ndarray, " n"], *, first: bool) -> Int[np.ndarray, " k"]:
-        """The `HELD` windows of a half that a feature is most active on, the strongest first, two of a text at most."""
+        """The `HELD` windows of a half with the highest activation, strongest first, at most two from one text."""
         found: list[int] = []
         of_text: Counter[int] = Counter()
         there = np.flatnonzero((self.first == first) & (active > 0))
@@ -305,7 +308,7 @@ class _WordTable:
         return np.array(found, np.int64)
 
     def tested(self, feature: FeatureId, active: Float[np.ndarray, " n"], known: FeatureWords | None) -> _Tested | str:
-        """Steps 1 to 3 for a feature: what was found, or why it is left out."""
+        """Take a feature through steps 1 to 3; return it with its keywords, or the reason why it is left out."""
         if known is None:
             return "nothing is known of it"
         if np.mean(active > 0) > ACTIVE:
@@ -325,12 +328,13 @@ class _WordTable:
         return _Tested(feature, first, second, keywords, auc, holding, of_others, float(np.mean(active > 0)))
 
     def keywords(self, holding: Int[np.ndarray, " k"], own: frozenset[str]) -> tuple[str, ...]:
-        """The feature's own rare words that holding windows of the first half use more, the clearest first."""
+        """The rare words among a feature's own that its holding windows of the first half use more, clearest first."""
         columns = np.array(sorted(self.vocabulary[word] for word in own if word in self.vocabulary), np.int64)
         columns = columns[self.rare[columns]]
         every = self.every
         here = np.asarray(self.counts[holding].sum(axis=0)).ravel()
         there = every - here
+        # log-odds ratio with a Dirichlet prior of `_PRIOR` words, distributed as in the half, in standard errors
         prior = _PRIOR * (every + 1) / (every + 1).sum()
 
         def log_odds(counts: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -343,9 +347,9 @@ class _WordTable:
 
 
 def own_words(known: FeatureWords) -> frozenset[str]:
-    """The whole words that a feature fires on or promotes, and in its passages those of half its activation and more.
+    """Words of the tokens a feature fires on or promotes, and words where it reaches half its maximum in a passage.
 
-    Tokens that begin inside a word count in passages alone, where the rest of the word stands beside them.
+    Tokens that do not begin a word count only in passages, where the rest of the word is known.
     """
     whole = [token for token in (*known.tokens, *known.promotes) if token[:1].isspace()]
     found = {word for token in whole for word in _WORD.findall(token.casefold())}
@@ -371,10 +375,10 @@ def _near(one: _Tested, other: _Tested, rows: Mapping[FeatureId, torch.Tensor], 
 
 
 def _suppression(one: _Tested, model: LanguageModel, windows: Sequence[str], table: _WordTable, seed: int) -> Task:
-    """The task that steers away: the opening whose unsteered continuations have most keywords.
+    """The task of steering away: its prompt is the opening whose unsteered continuations have most keywords.
 
-    Openings end with the first keyword of a holding window of the first half. What asks to keep off is a window without
-    keywords before it.
+    An opening ends with the first keyword of a holding window of the first half. The prompting baseline puts a window
+    without keywords before it.
     """
     wanted = set(one.keywords)
     openings: list[str] = []

@@ -1,17 +1,17 @@
-"""The explorer: `saeflow serve`, one local page over an atlas, with an API of JSON. Needs the extra "web".
+"""The explorer behind `saeflow serve`: a local page over an atlas, with a JSON API. Needs the extra "web".
 
-    access         who may ask: token, Host, Origin, sizes, how many at once; an ASGI middleware
-    server, app    run, and put together
-    routes_graph   routes that need no model: info, search, graphs, cards of features, exports, results
+    access         access control (token, Host, Origin) and request limits, as an ASGI middleware
+    server, app    start the server; assemble the application
+    routes_graph   routes that need no model: info, search, graphs, feature cards, exports, results
     routes_model   routes of the steering bench and the text view
-    requests, responses, problems   schemas of what comes in and goes out, and errors as responses
-    limits         the most that a request may ask for
-    explorer       what is explored: atlas, words, results, the model
-    search         features by words and ids, and those worth a first look
+    requests, responses, problems   request and response schemas; errors as responses
+    limits         upper bounds on what a request may ask for
+    explorer       the state that every route sees: atlas, words, results, model
+    search         search for features by words and ids; features worth a first look
     results        results folders: pages, tables, origin groups
-    model_thread   one thread in which the model is loaded and works
-    model_worker   the loaded model: the only file that imports torch
-    streams        lines from that thread to a client
+    model_thread   the single thread that loads and runs the model
+    model_worker   the loaded model; the only module that imports torch
+    streams        streams lines from that thread to a client
 
 Nothing here imports torch before a model is needed.
 """
@@ -24,14 +24,14 @@ from typing import Final
 from saeflow.errors import MissingExtra
 
 PACKAGES: Final = ("pydantic", "fastapi", "uvicorn")
-"""What the extra "web" has."""
+"""The packages of the extra "web"."""
 
 
 def require_packages() -> None:
-    """Call before a module of this package is imported.
+    """Check that the extra "web" is installed; call this before importing a module of this package.
 
     Raises:
-        MissingExtra: naming the package of the extra "web" that is missing.
+        MissingExtra: when a package is missing, with its name.
     """
     for name in PACKAGES:
         try:

@@ -1,10 +1,10 @@
-"""Who may ask, and how much at once: an ASGI middleware before everything else. No torch, no framework.
+"""Access control and request limits: an ASGI middleware in front of everything else. No torch, no framework.
 
-The server listens on the loopback interface alone, which other users of the machine and any page in a browser reach
-too. So every request needs the token of the address that was printed (as a cookie, or as a bearer token), a Host
-that is this server's (against DNS rebinding), no foreign Origin, and a body of bounded size, which is read here before
-a route sees it. A bounded number of requests is at work at a time; more wait in a queue, in the order they came, until
-their client leaves.
+The server listens on the loopback interface only, but other users of the machine and any page in a browser can reach
+that too. So every request needs the token from the printed address (as a cookie or a bearer token), this server's Host
+(against DNS rebinding), no foreign Origin, and a body of bounded size, which is read here before a route sees it. A
+bounded number of requests runs at a time; further ones wait in a first-come, first-served queue, for a bounded time at
+most and only while their client stays connected.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-"""Headers of every answer that does not set its own."""
+"""Default headers; a response that sets one of them keeps its own value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one server takes.
+    """How much one server accepts.
 
     Attributes:
-        body: bytes of a request's body.
-        query: bytes of an address after its `?`.
-        at_work: requests answered at a time.
-        waiting: requests that wait for their turn; more are refused with 503.
-        seconds: how long a request's body may take to come.
-        turn: how many seconds a request waits for its turn; then it is refused with 503.
+        body: maximum size of a request body, in bytes.
+        query: maximum length of the query string, in bytes.
+        at_work: requests handled at a time.
+        waiting: requests that may wait for their turn; further ones are refused with 503.
+        seconds: how long a request body may take to arrive.
+        turn: how many seconds a request waits for its turn before it is refused with 503.
     """
 
     body: int = 256_000
@@ -57,20 +57,20 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is answered here, with a status, what is wrong and what to do."""
+    """A request that the middleware refuses, with a status, what is wrong and what to do."""
 
     def __init__(self, status: int, error: str, what_to_do: str, **headers: str) -> None:
-        """`headers` are more headers of the answer, with `_` for `-`."""
+        """`headers` are additional response headers, with `_` in place of `-`."""
         super().__init__(error)
         self.status, self.error, self.what_to_do = status, error, what_to_do
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 class Access:
-    """The middleware; see the head of the file."""
+    """The middleware; see the module docstring."""
 
     def __init__(self, app: App, *, token: str, port: int, limits: Limits | None = None) -> None:
-        """Guard `app`, which is served at `port` of 127.0.0.1."""
+        """Guard `app`, which is served on `port` of 127.0.0.1."""
         self._app = app
         self._token = token.encode()
         self._hosts = frozenset(f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost"))
@@ -81,7 +81,7 @@ class Access:
         self._waiting = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
+        """Refuse the request, or pass it on to the application."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -131,7 +131,7 @@ class Access:
                 )
 
     def _check_place(self, headers: dict[bytes, bytes]) -> None:
-        """Refuse another host's name, and pages of other places."""
+        """Refuse requests for another host name, and those from pages of another origin."""
         host = headers.get(b"host", b"").lower()
         if host not in self._hosts:
             raise Refused(
@@ -146,7 +146,7 @@ class Access:
                 f"a page of {origin.decode('latin-1')[:60]!r} may not ask this server.",
                 "Open the address that `saeflow serve` printed, and ask from there.",
             )
-        # A page of another port of this machine counts as the same site, and its requests carry the cookie.
+        # Another port on this machine counts as the same site, so requests from a page there carry the cookie.
         foreign = headers.get(b"sec-fetch-site", b"none").lower() not in (b"none", b"same-origin")
         if foreign and headers.get(b"sec-fetch-mode", b"").lower() != b"navigate":
             raise Refused(
@@ -165,7 +165,7 @@ class Access:
         return scope["path"] == "/" and scope["method"] == "GET" and b"token=" in scope["query_string"]
 
     async def _enter(self, scope: Message, send: Send) -> None:
-        """Trade the token of the address for a cookie: the address bar does not show it then."""
+        """Exchange the token in the address for a cookie, so that the address bar no longer shows it."""
         self._check_place(_headers(scope))
         token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
         if not hmac.compare_digest(token.encode(), self._token):
@@ -180,7 +180,7 @@ class Access:
         await send({"type": "http.response.body", "body": b""})
 
     async def _whole_body(self, scope: Message, receive: Receive) -> bytes:
-        """The body, read within the limits."""
+        """Read the body within the size and time limits."""
         length = _headers(scope).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.body:
             raise self._too_large()
@@ -198,7 +198,7 @@ class Access:
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return b"".join(parts)  # the client has left: nobody reads the answer
+                return b"".join(parts)  # the client has disconnected: nobody reads the response
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._limits.body:
@@ -212,7 +212,7 @@ class Access:
         )
 
     async def _take_turn(self, receive: Receive) -> bool:
-        """Wait for a place among the requests at work; False when the client has left meanwhile."""
+        """Wait until fewer than `at_work` requests are running; False if the client disconnects first."""
         if not self._turns.locked():
             return await self._turns.acquire()
         busy = Refused(
@@ -238,13 +238,13 @@ class Access:
 
 
 async def _left(receive: Receive) -> None:
-    """Wait until the client has left, after its body came."""
+    """Wait until the client disconnects; its body must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read once, then what comes after it."""
+    """A `receive` that returns the body already read, then continues with `receive`."""
     given = False
 
     async def replay() -> Message:
@@ -258,7 +258,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def cookie_name(port: int) -> str:
-    """The name of the cookie; browsers keep cookies by host without the port, so the name has it."""
+    """The name of the cookie; it includes the port because browsers store cookies by host, ignoring the port."""
     return f"saeflow-{port}"
 
 
@@ -272,7 +272,7 @@ async def answer(send: Send, refused: Refused) -> None:
 
 
 def _headers(scope: Message) -> dict[bytes, bytes]:
-    """The headers by name; of one that comes twice, the values with a comma between."""
+    """The headers by name; the values of a repeated header are joined with commas."""
     found: dict[bytes, bytes] = {}
     pairs: Iterable[tuple[bytes, bytes]] = scope["headers"]
     for name, value in pairs:
@@ -289,7 +289,7 @@ def _cookie(header: bytes, name: bytes) -> bytes:
 
 
 def _with_headers(send: Send) -> Send:
-    """`send` that adds what `HEADERS` says to every answer."""
+    """A `send` that adds the default `HEADERS` to every response."""
 
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,7 +1,7 @@
-"""The application over an `Explorer`, behind `Access`: routes put together, the files of the page, errors as responses.
+"""The application over an `Explorer`, behind `Access`: its routes, the static files, and errors as responses.
 
-Every route takes a model of `requests` and gives one of `responses`: `/api/openapi.json` says exactly what goes in and
-out. Work is done in threads: growing a graph is milliseconds of Python, and drawing one may be more. Imports no torch.
+API routes take the models of `requests` and return those of `responses`, so `/api/openapi.json` specifies the API
+exactly. Routes run in threads: growing a graph takes milliseconds of Python, drawing one may take longer. No torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KINDS: Final = {
 
 
 def create_app(explorer: Explorer) -> FastAPI:
-    """The routes over `explorer`, open to whoever reaches them: serve it behind `Access`."""
+    """The application over `explorer`. It does no access control of its own: serve it behind `Access`."""
     app = FastAPI(
         title="saeflow explorer",
         version=__version__,
@@ -61,7 +61,7 @@ def create_app(explorer: Explorer) -> FastAPI:
 
 
 def assets() -> dict[str, Path]:
-    """Every file that is sent, by its name after `/static/`: those of the page, and the report's under `report/`."""
+    """Every static file by its path below `/static/`: the explorer's own, and those of the report under `report/`."""
     found: dict[str, Path] = {}
     for package, prefix in (("saeflow.report", "report/"), ("saeflow.web", "")):
         root = Path(str(files(package))) / "static"
@@ -73,13 +73,13 @@ def assets() -> dict[str, Path]:
 
 @_static.get("/")
 def index() -> Response:
-    """The page."""
+    """The page of the explorer."""
     return asset("index.html")
 
 
 @_static.get("/static/{name:path}")
 def asset(name: str) -> Response:
-    """A file of the page: found in the list of what there is, never by joining a path."""
+    """A static file, looked up in the list of existing ones; no path is ever built from the request."""
     path = assets().get(name)
     if path is None:
         raise HTTPException(404, f"there is no file {name[:60]!r}")

@@ -1,4 +1,4 @@
-"""What is explored: an atlas with its words and results, as every route sees it. No torch."""
+"""The state that every route sees: an atlas with its words, themes, results and model. No torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from saeflow.web.results import Origins, ResultsFolder
 from saeflow.web.search import Finder, Picks
 
 HEAD_START = 2.0
-"""Seconds that the work in the background waits for the first graph or search, which come first."""
+"""Seconds that background work waits at most for the first graph or search, so that it does not slow them."""
 
 MOST_CUTS = 64
-"""Sets of calibrated thresholds that are kept."""
+"""Sets of calibrated thresholds kept in memory."""
 
 
 @dataclass(eq=False)
@@ -34,16 +34,16 @@ class Explorer:
     """An atlas, and what is known about its features.
 
     Attributes:
-        atlas: where graphs grow.
-        release: the name of its dictionaries, as plans name them.
+        atlas: the matches from which graphs are grown.
+        release: the name of its dictionaries, as used in plans.
         words: labels and contexts of features.
-        finder: searches them.
-        themes: those that come with saeflow for the release.
-        sources: what Neuronpedia calls the features; None where it has no page of them.
+        finder: the search over words and ids.
+        themes: the themes that ship with saeflow for this release.
+        sources: the names of the dictionaries on Neuronpedia; None where it has no pages for them.
         results: the results folders given at the start.
-        origins: shares of origin groups of features, from those of the results that have them.
-        picks: features worth a look.
-        model: the thread in which the model works; None when there is no model.
+        origins: each feature's shares of the origin groups, from the first results folder of `saeflow origins`.
+        picks: features worth a first look.
+        model: the thread that runs the model; None without a model.
     """
 
     atlas: Atlas
@@ -57,13 +57,13 @@ class Explorer:
     picks: Picks
     model: ModelThread | None
     first_request: threading.Event = field(default_factory=threading.Event)
-    """Set when the first graph is drawn, or something is searched for."""
+    """Set once the first graph is drawn or the first search is made."""
     _calibrated: dict[float, Thresholds] = field(default_factory=dict[float, Thresholds])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def sizes(self) -> Mapping[Site, int]:
-        """How many features each site of the atlas has, in order of computation."""
+        """The number of features at each site of the atlas, in order of computation."""
         return sizes_of(self.atlas)
 
     @cached_property
@@ -75,8 +75,8 @@ class Explorer:
         """The feature of the atlas that `text` names.
 
         Raises:
-            InvalidId: when it names none.
-            UnknownSite: when the atlas has nothing at its site.
+            InvalidId: when `text` is not a feature id.
+            UnknownSite: when the atlas has no dictionary at its site.
             UnknownFeature: when its index lies outside the dictionary.
         """
         found = FeatureId.parse(text)
@@ -89,10 +89,10 @@ class Explorer:
         return found
 
     def site(self, site: Site) -> int:
-        """How many features a site has.
+        """The number of features at a site.
 
         Raises:
-            UnknownSite: when the atlas has nothing there.
+            UnknownSite: when the atlas has no dictionary there.
         """
         size = self.sizes.get(site)
         if size is None:
@@ -104,12 +104,12 @@ class Explorer:
         return size
 
     def label(self, feature: FeatureId) -> str:
-        """The label of a feature, empty where none is known."""
+        """The label of a feature; empty when it has none."""
         known = self.words.get(feature)
         return known.label if known else ""
 
     def thresholds(self, chosen: GrowthQuery | ThresholdsBody) -> Thresholds:
-        """The thresholds of a request: plain ones, or those calibrated for a false-discovery rate.
+        """The thresholds of a request: the given cosines, or thresholds calibrated for a false-discovery rate.
 
         Raises:
             InvalidArgument: when both are given, or the atlas has no nulls.
@@ -125,7 +125,7 @@ class Explorer:
         return self.calibrated(chosen.fdr)
 
     def calibrated(self, fdr: float) -> Thresholds:
-        """Thresholds calibrated for a false-discovery rate; they are kept.
+        """Thresholds calibrated for a false-discovery rate, cached by rate.
 
         Raises:
             InvalidArgument: when the atlas has no nulls.
@@ -138,10 +138,10 @@ class Explorer:
             return self._calibrated[fdr]
 
     def theme(self, name: str) -> Theme:
-        """The theme of a name, from those that come with saeflow: never a file.
+        """The theme of that name among those that ship with saeflow; it never reads a file.
 
         Raises:
-            InvalidArgument: when there is none of that name.
+            InvalidArgument: when no theme has that name.
         """
         for theme in self.themes:
             if theme.name == name:
@@ -150,7 +150,7 @@ class Explorer:
         raise InvalidArgument(f"there is no theme {name!r} of {self.atlas.release}. Themes: {known}.")
 
     def begin(self) -> None:
-        """Begin what works in the background: the index of words, picks, origins, pages of results; one by one."""
+        """Start a background thread that prepares, in turn, the word index, the picks, origins and results pages."""
 
         def work() -> None:
             self.first_request.wait(HEAD_START)
@@ -159,14 +159,14 @@ class Explorer:
             if self.origins is not None:
                 self.origins.read()
             for folder in self.results:
-                with suppress(SaeflowError):  # a run without tables: its page says so
+                with suppress(SaeflowError):  # a run without tables: its page reports that
                     folder.page()
 
         threading.Thread(target=work, name="saeflow-begin", daemon=True).start()
 
 
 def sizes_of(atlas: Atlas) -> dict[Site, int]:
-    """How many features each site has: the rows of a table that starts there."""
+    """The number of features at each site, from the row count of a table that starts there."""
     found: dict[Site, int] = {}
     for (source, target), (name, _) in sorted(atlas.files.items()):
         if source not in found:

@@ -1,7 +1,7 @@
-"""The most that a request may ask for, and matches and words within it. No torch.
+"""Upper bounds on what a request may ask for, and wrappers of the atlas and words that enforce them. No torch.
 
-With a threshold of -1 and k = 5 the graph of a feature of a large release is all of the release, and growing it takes
-minutes. What is drawn has some hundred nodes, and reads some thousand rows.
+With a threshold of -1 and k = 5, the graph of one feature covers the whole of a large release and takes minutes to
+grow. A graph worth drawing has a few hundred nodes, and growing it reads a few thousand rows.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ MOST_SAMPLES: Final = 8
 MOST_NEW_TOKENS: Final = 200
 
 MOST_FEATURES: Final = 500
-"""Features of a plan."""
+"""Features in a plan."""
 
 MOST_NESTED: Final = 30
-"""Levels of values in a plan's file."""
+"""Nesting depth of the values in a plan file."""
 
 MOST_TRACED: Final = 8
-"""Tokens before the one that is traced which are traced too."""
+"""Preceding tokens that may be traced along with the chosen one."""
 
 MOST_NODES: Final = 600
-"""Nodes of a graph that is drawn: beyond, nobody can read it, and it takes seconds."""
+"""Nodes in a drawn graph: a larger one is unreadable and takes seconds to draw."""
 
 MOST_LOOKUPS: Final = 40_000
-"""Rows of match tables that one request may read: about half a second."""
+"""Match-table rows that one request may read, which takes about half a second."""
 
 
 class LimitedAtlas:
-    """An atlas for one request."""
+    """An atlas for a single request, with a bounded number of lookups."""
 
     def __init__(self, atlas: Atlas, most: int | None = None) -> None:
-        """`most` rows may be read, `MOST_LOOKUPS` when None."""
+        """Allow `most` rows to be read; `MOST_LOOKUPS` when None."""
         self._atlas = atlas
         self._left = self._most = MOST_LOOKUPS if most is None else most
         self.release, self.sites, self.model, self.method = atlas.release, atlas.sites, atlas.model, atlas.method
@@ -68,27 +68,27 @@ class LimitedAtlas:
         return self._atlas.best(feature, target, k)
 
     def null(self, source: Site, target: Site) -> NullDistribution | None:
-        """What a best match scores by chance, where it was drawn."""
+        """The distribution of best-match scores by chance; None where it was not sampled."""
         return self._atlas.null(source, target)
 
 
 @dataclass(frozen=True)
 class UnicodeWords:
-    """Words whose every text has UTF-8: a tokenizer can leave half a character in a token."""
+    """Words whose every text can be encoded as UTF-8: a tokenizer can leave half a character in a token."""
 
     words: Words
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
-        """What is known of `feature`, None when nothing is."""
+        """The words of `feature`; None when it has none."""
         return _printable_words(self.words.get(feature))
 
     def site(self, site: Site) -> list[FeatureWords | None]:
-        """Words of every row of a site, in order."""
+        """The words of every row at a site, in order."""
         return [_printable_words(known) for known in self.words.site(site)]
 
 
 def printable(text: str) -> str:
-    """The text with a question mark for what has no UTF-8."""
+    """The text with a question mark for each character that UTF-8 cannot encode."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 

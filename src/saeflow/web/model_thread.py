@@ -1,7 +1,7 @@
-"""The thread in which the model works: it loads the model at the first need and takes one job at a time.
+"""The thread that runs the model: it loads the model at the first job and runs one job at a time.
 
-Imports no torch: the function that loads the model is given. Hooks of a plan are on the model while it writes, so two
-jobs must never run together; and a second text would only slow the first.
+Imports no torch: the caller passes the function that loads the model. While the model generates, a plan's hooks are
+attached to it, so two jobs must never run concurrently; and a second text would only slow the first.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 Line: TypeAlias = Mapping[str, Any]
-"""A line of a stream, as JSON values."""
+"""One line of a stream: a JSON object."""
 
 MOST_WAITING: Final = 3
-"""Jobs that wait; more are refused."""
+"""Jobs that may wait; further ones are refused."""
 
 
 @runtime_checkable
 class ModelWorker(Protocol):
-    """A loaded model with its dictionaries; `saeflow.web.model_worker.LoadedModel` is the one there is."""
+    """A loaded model with its dictionaries; implemented by `saeflow.web.model_worker.LoadedModel`."""
 
     def lend(self, use: Callable[[Any, Any], _T]) -> _T:
         """The result of `use(dictionaries, model)`."""
         ...
 
     def text(self, request: TextBody, sites: Sequence[Site], words: Words) -> TextResponse:
-        """The strongest features of each token of a text, at some sites."""
+        """The strongest features on each token of a text, at some sites."""
         ...
 
     def deactivate(self, request: DeactivateBody, matches: Atlas) -> DeactivateResponse:
-        """A feature at a token without its matched predecessors."""
+        """A feature's activation at a token without its matched predecessors."""
         ...
 
     def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
-        """What happened at a token of a text, pruned, with its fidelity."""
+        """The pruned prompt graph of a token of a text, with its fidelity."""
         ...
 
     def steer(
@@ -63,7 +63,7 @@ class ModelWorker(Protocol):
         others: Sequence[Theme],
         put: Callable[[Line], None],
     ) -> None:
-        """Write with and without a plan; every line goes to `put`, which may raise to stop it."""
+        """Generate text with and without a plan; every line goes to `put`, which may raise to stop the generation."""
         ...
 
 
@@ -71,7 +71,7 @@ class ModelThread:
     """A thread that owns a model."""
 
     def __init__(self, load: Callable[[], ModelWorker]) -> None:
-        """`load` is called in the thread, at the first job."""
+        """The thread calls `load` at its first job."""
         self._load = load
         self._worker: ModelWorker | None = None
         self._state: ModelState = "idle"
@@ -81,27 +81,27 @@ class ModelThread:
         self._pending = 0
         self._thread: threading.Thread | None = None
         self.closed = threading.Event()
-        """Set when the server stops: jobs look at it between two tokens."""
+        """Set when the server stops: waiting jobs are cancelled, and a generation ends at its next token."""
 
     def info(self) -> ModelInfo:
-        """The state of the model, and why it did not load."""
+        """The state of the model, and why it failed to load if it did."""
         return ModelInfo(model_state=self._state, model_error=self._error)
 
     @property
     def state(self) -> ModelState:
-        """Whether the model is loaded."""
+        """The state of the model: idle, loading, ready or failed."""
         return self._state
 
     @property
     def pending(self) -> int:
-        """Jobs that run or wait."""
+        """The number of jobs that run or wait."""
         return self._pending
 
     def submit(self, job: Callable[[ModelWorker], _T]) -> Future[_T]:
-        """Do `job` with the model when its turn comes; the future has its result, or why the model did not load.
+        """Queue `job`; the future holds its result, or the error of the job or of loading the model.
 
         Raises:
-            Busy: when as many jobs wait as may.
+            Busy: when `MOST_WAITING` jobs wait already, or the server stops.
         """
         found: Future[_T] = Future()
 
@@ -127,7 +127,7 @@ class ModelThread:
         return found
 
     def close(self, seconds: float = 5.0) -> None:
-        """Tell the running job to stop, and wait for it a while."""
+        """Tell the running job to stop, and wait up to `seconds` for it."""
         self.closed.set()
         self._jobs.put(None)
         if self._thread is not None:
@@ -142,7 +142,7 @@ class ModelThread:
                     self._pending -= 1
 
     def _loaded(self) -> ModelWorker:
-        """The model; loaded now if it was not, and tried again after a failure."""
+        """The model, loaded now if it is not yet; a failed load is retried."""
         if self._worker is None:
             try:
                 self._worker = self._load()

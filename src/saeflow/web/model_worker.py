@@ -1,4 +1,4 @@
-"""The loaded model: reads texts, and writes with and without a plan. The only file of the explorer with torch."""
+"""The loaded model: it reads, traces and steers texts. The only module of the explorer that imports torch."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ _T = TypeVar("_T")
 Put = Callable[[Line], None]
 
 KEPT_BYTES: Final = 8 << 30
-"""Dictionaries stay in memory while all of them are smaller than this; else each is let go after its use."""
+"""If the dictionaries of the requested sites are larger than this together, each is unloaded after use."""
 
 REFERENCE: Final = 8
-"""Unsteered texts that a judge compares with."""
+"""Unsteered texts that a judge uses as its reference."""
 
 MOST_JUDGES: Final = 32
-"""Prompts whose judges are kept."""
+"""Judges kept, one per theme, prompt and sampling settings."""
 
 MOST_TOKENS: Final = 1024
-"""Tokens of a text that is read."""
+"""Tokens read from a text; the rest is cut off."""
 
 MOST_GRAPHS: Final = 4
-"""Graphs of prompts that are kept, whole: cuts are moved often."""
+"""Prompt graphs kept in full, before pruning, because users move the cuts often."""
 
 MOST_SCALES: Final = 1 << 18
-"""Features whose label and strongest activation are kept."""
+"""Features whose label and strongest activation are cached."""
 
 RANDOM_GRAPHS: Final = 5
-"""Random graphs that the fidelity of one is compared with."""
+"""Random graphs with which a prompt graph's fidelity is compared."""
 
 
 @dataclass(eq=False)
@@ -76,14 +76,14 @@ class LoadedModel:
 
     @staticmethod
     def load(release: str, model: str, device: str) -> LoadedModel:
-        """Load both; dictionaries read their tensors at first use.
+        """Load the model and its dictionaries, which read their tensors at first use.
 
         Raises:
-            SaeflowError: when one cannot be loaded.
+            SaeflowError: when either cannot be loaded.
         """
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # nobody looks at the terminal
+        logging.disable_progress_bar()  # nobody watches the terminal
         dictionaries = load_dictionaries(release, device=device)
         return LoadedModel(load_model(model, device=device).as_trained(dictionaries), dictionaries)
 
@@ -92,15 +92,15 @@ class LoadedModel:
         return use(self.dictionaries, self.model)
 
     def text(self, request: TextBody, sites: Sequence[Site], words: Words) -> TextResponse:
-        """The features that fire most on each token of a text, at some sites, each for its own scale.
+        """The features that fire most strongly on each token of a text, at some sites, relative to their own scale.
 
-        An activation is divided by the feature's strongest in the passages of its words: activations of different
-        features have different scales, and plain ones put the same large features first everywhere. Features without
-        passages come last.
+        Each activation is divided by the feature's strongest activation in its stored passages: features differ in
+        scale, and raw activations would rank the same large features first everywhere. Features without passages come
+        last.
 
         Raises:
-            UnknownSite: when the dictionaries or the model have no such site.
-            InvalidArgument: when the text gives no token.
+            UnknownSite: when the dictionaries or the model lack one of the sites.
+            InvalidArgument: when the text has no token.
         """
         start = time.perf_counter()
         tokens = self.model.tokenize([request.text], max_length=MOST_TOKENS)
@@ -125,11 +125,11 @@ class LoadedModel:
     def _ranked(
         self, site: Site, acts: Float[Tensor, "pos n_features"], top: int, words: Words
     ) -> list[list[ActiveFeature]]:
-        """For each token its active features by their share of their own strongest activation, at most `top`."""
+        """For each token, its `top` active features by activation relative to the feature's strongest one."""
         rows: list[list[ActiveFeature]] = [[] for _ in acts]
         places: list[list[int]] = acts.gt(0).nonzero().tolist()
         found: list[float] = acts[acts > 0].tolist()
-        # by feature: lines of words lie in blocks, and each is unpacked once
+        # in order of feature: words are stored in compressed blocks, and this way each block is unpacked once
         fires = [(index, place, value) for (place, index), value in zip(places, found, strict=True)]
         for index, place, value in sorted(fires):
             feature = FeatureId(site, index)
@@ -148,7 +148,7 @@ class LoadedModel:
         ]
 
     def deactivate(self, request: DeactivateBody, matches: Atlas) -> DeactivateResponse:
-        """A residual feature at a token, before and after each removal of its matched predecessors.
+        """A residual feature's activation at a token, before and after each removal of its matched predecessors.
 
         Raises:
             InvalidArgument: for a feature that is not residual or does not fire there, or a token outside the text.
@@ -180,11 +180,11 @@ class LoadedModel:
         )
 
     def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
-        """What happened at a token of a text, pruned, with its fidelity.
+        """The pruned prompt graph of a token of a text, with its fidelity.
 
         Raises:
-            InvalidArgument: for a token outside the text, a pin or a group of what is no node, a release without
-                residual autoencoders, or more nodes than anybody can read.
+            InvalidArgument: for a token outside the text, pins or groups that name unknown nodes, a release without
+                residual autoencoders, or a graph with more nodes than anybody can read.
         """
         key = request.text, request.token, request.before, request.target, request.against
         if key not in self._traced:
@@ -217,7 +217,7 @@ class LoadedModel:
     def steer(
         self, request: SteerBody, plan: SteeringPlan, theme: Theme | None, others: Sequence[Theme], put: Put
     ) -> None:
-        """Write every sample with and without the plan, all in one batch, then score them by the theme if any.
+        """Generate every sample with and without the plan, all in one batch, then score them by the theme if given.
 
         Raises:
             SaeflowError: when the plan does not fit the model.
@@ -235,7 +235,7 @@ class LoadedModel:
         def put_new(texts: Sequence[str]) -> None:
             for row, text in enumerate(map(printable, texts)):
                 if text != sent[row]:
-                    # a tokenizer may change what it has written when more comes
+                    # with more tokens, the tokenizer may decode the earlier ones differently
                     grew = text.startswith(sent[row])
                     new = {"text": text[len(sent[row]) :]} if grew else {"text": text, "replace": True}
                     sent[row] = text
@@ -267,7 +267,7 @@ class LoadedModel:
         sampling: Sampling,
         put: Put,
     ) -> None:
-        """Marks of the offline judge, or a note that says why there are none."""
+        """Send the offline judge's scores, or a note that says why there are none."""
         prompt = written[0].request.prompt
         try:
             judge = self._judge(prompt, theme, others, sampling, put)
@@ -281,7 +281,7 @@ class LoadedModel:
             put({"type": "scores", **_sample(row), **marks})
 
     def _judge(self, prompt: str, theme: Theme, others: Sequence[Theme], sampling: Sampling, put: Put) -> OfflineJudge:
-        """The judge of texts of a prompt: it has read unsteered ones, and keeps the topics it has learnt."""
+        """The cached judge of a prompt's continuations; it has read unsteered ones, and keeps the topics it learns."""
         key = (theme.name, prompt, sampling)
         if key not in self._judges:
             if len(self._judges) >= MOST_JUDGES:
@@ -289,15 +289,15 @@ class LoadedModel:
             step = 0
 
             def put_progress(_: Sequence[str]) -> None:
-                # the page does not show it; but it stops for a client that has left
+                # the page does not show these lines, but `put` raises if the client has left
                 nonlocal step
                 step += 1
                 put({"type": "progress", "what": "scoring", "done": step, "total": sampling.max_new_tokens})
 
-            # seeds that no sample of a page has: no text is its own reference
+            # negative seeds, which no sample has, so that no text serves as its own reference
             wanted = [Request(prompt, -1 - number) for number in range(REFERENCE)]
             plain = generate(self.model, None, wanted, sampling, on_token=put_progress)
-            # texts about other things: of the pack's domains, or the examples of the other themes
+            # texts about other topics: from the pack's domains, or else the examples of the other themes
             background = pack_background(self.dictionaries.name) or [
                 text for other in others if other.name != theme.name for text in other.examples
             ]
@@ -310,5 +310,5 @@ class LoadedModel:
 
 
 def _sample(row: int) -> dict[str, Any]:
-    """Which text a row of the batch is: with the plan at even rows, without it at odd ones."""
+    """Which sample a row of the batch is: even rows are steered, odd rows are not."""
     return {"sample": row // 2, "side": "plain" if row % 2 else "steered"}

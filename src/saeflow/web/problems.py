@@ -25,10 +25,10 @@ _DO: Final = {
 
 
 class NoModel(SaeflowError):
-    """A request needs a model, and there is none."""
+    """A request needs a model, but the server was started without one."""
 
     def __init__(self, what: str) -> None:
-        """`what` needs the model."""
+        """`what` is the action that needs the model."""
         super().__init__(
             f"{what} needs the model, and none was named at the start. Start `saeflow serve` with --model MODEL."
         )
@@ -38,7 +38,7 @@ class Busy(SaeflowError):
     """Too many jobs wait for the model."""
 
     def __init__(self, jobs: int) -> None:
-        """`jobs` run or wait."""
+        """`jobs` is the number of jobs that run or wait."""
         super().__init__(f"the model has {jobs} jobs to do already. Wait for one to end, or leave it, and ask again.")
 
 
@@ -55,13 +55,13 @@ _STATUS: Final[tuple[tuple[type[SaeflowError], int], ...]] = (
 
 
 def problem_of(error: SaeflowError) -> tuple[int, Problem]:
-    """The status of an error, and its message in two: what is wrong, and what to do."""
+    """The HTTP status of an error, and its message split into what is wrong and what to do."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
     return status, split(str(error), status)
 
 
 def split(message: str, status: int) -> Problem:
-    """A message in the style of `saeflow.errors` in its two parts; the last sentence is what to do."""
+    """Split a message in the style of `saeflow.errors`: its last sentence says what to do."""
     *before, last = _SENTENCE.split(message)
     if not before:
         return Problem(error=last, what_to_do=_DO.get(status, "Look at what the server printed."))
@@ -69,7 +69,7 @@ def split(message: str, status: int) -> Problem:
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """What pydantic found wrong with a request, in a sentence for each place, at most three."""
+    """What pydantic found wrong with a request: one clause per location, at most three."""
     sentences: list[str] = []
     for error in errors[:3]:
         where = ".".join(str(step) for step in error["loc"][1:]) or str(error["loc"][0])

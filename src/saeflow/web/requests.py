@@ -1,4 +1,4 @@
-"""What requests hold, checked before anything is done: the parameters and bodies of the OpenAPI schema."""
+"""Request schemas: the parameters and bodies of the OpenAPI schema, validated before any work is done."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Strength: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class QueryParameters(BaseModel):
-    """Parameters of an address; unknown ones are refused. On its own: an address without parameters."""
+    """Query parameters; unknown ones are refused. Used directly, it allows no parameters at all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class JsonBody(BaseModel):
-    """A body; unknown keys are refused, and a text is not a number. On its own: an empty object."""
+    """A JSON body; unknown keys are refused, and strings are not read as numbers. Used directly: an empty object."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -62,7 +62,7 @@ class GrowthQuery(QueryParameters):
 
 
 class GraphQuery(GrowthQuery):
-    """The graph of a feature."""
+    """The flow graph of a feature."""
 
     feature: FeatureText
     expand: Annotated[
@@ -71,7 +71,7 @@ class GraphQuery(GrowthQuery):
 
 
 class CompareQuery(GrowthQuery):
-    """The graphs of two features."""
+    """The flow graphs of two features."""
 
     a: FeatureText
     b: FeatureText
@@ -89,13 +89,13 @@ FormatName: TypeAlias = Literal["html", "json", "graphml", "svg", "png", "dot", 
 
 
 class ExportQuery(GraphQuery):
-    """The graph of a feature as a file."""
+    """The flow graph of a feature as a file."""
 
     format: FormatName = "json"
 
 
 class TraceBody(JsonBody):
-    """The graph of a prompt: what happened at a token of a text."""
+    """A prompt graph: which features led to the prediction at a token of a text."""
 
     text: Prompt
     token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
@@ -120,7 +120,7 @@ class DeactivateBody(JsonBody):
 
 
 class TraceExportBody(TraceBody):
-    """The graph of a prompt as a file."""
+    """A prompt graph as a file."""
 
     format: FormatName = "json"
 
@@ -137,7 +137,7 @@ class ScheduleBody(JsonBody):
 
 
 class ThresholdsBody(JsonBody):
-    """Where the graphs of a plan's starts are cut."""
+    """The thresholds at which the graphs grown from a plan's starts are cut."""
 
     t_res: Cosine = T_RES
     t_mlp: Cosine = T_MODULE
@@ -147,7 +147,7 @@ class ThresholdsBody(JsonBody):
 
 
 class PlanBody(JsonBody):
-    """A plan of exactly some features, or of the graphs that grow from some."""
+    """A plan that changes exactly the given features, or the graphs grown from given starts."""
 
     features: Annotated[
         list[FeatureText], Field(max_length=MOST_FEATURES, description="Exactly these are changed.")
@@ -175,7 +175,7 @@ class PlanBody(JsonBody):
 
 
 class PlanCheckBody(JsonBody):
-    """A plan's file."""
+    """A plan file."""
 
     plan: Annotated[dict[str, Any], Field(description="As `saeflow plan` writes it.")]
 
@@ -196,7 +196,7 @@ class SteerBody(JsonBody):
 
 
 class TextBody(JsonBody):
-    """A text to find active features in."""
+    """A text in which to find active features."""
 
     text: Annotated[str, StringConstraints(min_length=1, max_length=MOST_TEXT)]
     sites: Annotated[list[SiteText], Field(max_length=200, description="All sites when empty.")] = []

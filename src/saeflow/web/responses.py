@@ -1,4 +1,4 @@
-"""What responses hold: the bodies of the OpenAPI schema. Features are written "4/res/123", sites "4/res"."""
+"""Response schemas: the bodies of the OpenAPI schema. Features are written "4/res/123", sites "4/res"."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ResponseBody(BaseModel):
-    """A body that is sent; floats are finite."""
+    """A response body; floats are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Problem(ResponseBody):
-    """Every error: what is wrong, with the values, and what to do."""
+    """The body of every error: what is wrong, with the values, and what to do."""
 
     error: str
     what_to_do: str
@@ -37,7 +37,7 @@ class SiteInfo(ResponseBody):
 
 
 class Defaults(ResponseBody):
-    """Thresholds where none are given."""
+    """The default thresholds and k."""
 
     t_res: float
     t_mlp: float
@@ -47,7 +47,7 @@ class Defaults(ResponseBody):
 
 
 class PromptInfo(ResponseBody):
-    """What a theme is steered on."""
+    """The prompt on which a theme is steered."""
 
     direction: Literal["activate", "suppress"]
     prompt: str
@@ -55,7 +55,7 @@ class PromptInfo(ResponseBody):
 
 
 class ThemeInfo(ResponseBody):
-    """A theme that comes with saeflow."""
+    """A theme that ships with saeflow."""
 
     name: str
     description: str
@@ -74,7 +74,7 @@ class ResultInfo(ResponseBody):
 
 
 class PickInfo(ResponseBody):
-    """A feature worth a look."""
+    """A feature worth a first look."""
 
     feature: str
     label: str
@@ -82,14 +82,14 @@ class PickInfo(ResponseBody):
 
 
 class ModelInfo(ResponseBody):
-    """Whether a model is there. "idle": one is, and is loaded at first need."""
+    """The state of the model: "none" without one; an "idle" one is loaded when first needed."""
 
     model_state: ModelState
     model_error: str | None
 
 
 class Info(ModelInfo):
-    """What is explored."""
+    """The explored release, and what the explorer offers for it."""
 
     saeflow: str
     release: str
@@ -118,7 +118,7 @@ class Info(ModelInfo):
 
 
 class SearchHit(ResponseBody):
-    """A feature that was found."""
+    """A feature found by a search."""
 
     feature: str
     label: str
@@ -127,14 +127,14 @@ class SearchHit(ResponseBody):
 
 
 class Indexing(ResponseBody):
-    """How far the index of words is, in sites."""
+    """The progress of the word index, in sites."""
 
     done: int
     total: int
 
 
 class SearchResponse(ResponseBody):
-    """Features, best first."""
+    """The features found, best match first."""
 
     query: str
     took_ms: float
@@ -147,7 +147,7 @@ class SearchResponse(ResponseBody):
 
 
 class OriginShares(ResponseBody):
-    """In which group of appendix A.1 a feature was seen: shares of its `n` observations."""
+    """How often a feature fell into each group of appendix A.1, as shares of its `n` observations."""
 
     n: int
     shares: Annotated[dict[str, Share], Field(description='By group: "nowhere", "RES", "RES & MLP", ...')]
@@ -169,7 +169,7 @@ class GraphResponse(ResponseBody):
 
 
 class TraceResponse(ResponseBody):
-    """What happened at a token of a text: the graph of the prompt and its drawing."""
+    """The prompt graph of a token of a text, and its drawing."""
 
     data: Annotated[dict[str, Any], Field(description="The figure: nodes with their words, edges with both numbers.")]
     svg: str
@@ -180,7 +180,7 @@ class TraceResponse(ResponseBody):
 
 
 class CompareResponse(GraphResponse):
-    """Two graphs as one: `data` and `svg` are those of their union, with the seed of the first."""
+    """The union of two graphs, which `data` and `svg` describe, with the seed of the first."""
 
     in_a: Annotated[list[str], Field(description="Features of the first alone.")]
     in_b: Annotated[list[str], Field(description="Features of the second alone.")]
@@ -214,14 +214,14 @@ class ContextInfo(ResponseBody):
 
 
 class HistogramInfo(ResponseBody):
-    """Activations of a feature: `counts[i]` lie from `i * width` to `(i + 1) * width`."""
+    """Histogram of a feature's activations: `counts[i]` of them lie from `i * width` to `(i + 1) * width`."""
 
     width: float
     counts: list[int]
 
 
 class Neighbour(ResponseBody):
-    """A match of a feature, or a row near it in its own dictionary."""
+    """A match of a feature, or a nearby row of the same dictionary."""
 
     feature: str
     label: str
@@ -230,7 +230,7 @@ class Neighbour(ResponseBody):
 
 
 class CaseInfo(ResponseBody):
-    """The case A to D of section 3.3."""
+    """A feature's case, A to D, of section 3.3."""
 
     case: Literal["A", "B", "C", "D"]
     name: Literal["translated", "processed", "newborn", "unexplained"]
@@ -238,7 +238,7 @@ class CaseInfo(ResponseBody):
 
 
 class ShareInterval(ResponseBody):
-    """A share with its 95 % interval, of texts; null where one text does not give it."""
+    """A share with its 95 % interval over texts; the bounds are null where a single text gives no interval."""
 
     share: Share
     low: float | None
@@ -246,7 +246,7 @@ class ShareInterval(ResponseBody):
 
 
 class OriginGroups(ResponseBody):
-    """In which group of appendix A.1 the feature was seen, over `n` observations in `texts` texts."""
+    """How often the feature fell into each group of appendix A.1, over `n` observations in `texts` texts."""
 
     n: int
     texts: int
@@ -256,14 +256,14 @@ class OriginGroups(ResponseBody):
 
 
 class Link(ResponseBody):
-    """A page elsewhere."""
+    """A link to a page elsewhere."""
 
     title: str
     url: str
 
 
 class FeatureFacts(ResponseBody):
-    """What is known of a feature besides its matches; a published site holds it for every feature."""
+    """What is known about a feature besides its matches; a published site stores this for every feature."""
 
     feature: str
     site: str
@@ -285,7 +285,7 @@ class FeatureFacts(ResponseBody):
 
 
 class FeatureResponse(FeatureFacts):
-    """The card of a feature: the facts, and what its matches say."""
+    """The card of a feature: its facts, and what its matches say."""
 
     scores: ScoresInfo | None
     p: ScoresInfo | None
@@ -309,7 +309,7 @@ class PlanRow(ResponseBody):
 
 
 class PlanResponse(ResponseBody):
-    """A plan, to keep as a file, and as rows."""
+    """A plan, both as a file to keep and as table rows."""
 
     plan: Annotated[dict[str, Any], Field(description="A plan's file, as `saeflow steer --plan` reads it.")]
     table: list[PlanRow]
@@ -341,7 +341,7 @@ class ActiveFeature(ResponseBody):
 
 
 class TextResponse(ResponseBody):
-    """Tokens of a text, and for each site and token the features with the highest `share`, highest first."""
+    """The tokens of a text and, for each site and token, the features with the highest `share`, highest first."""
 
     tokens: list[TokenInfo]
     active: dict[str, list[list[ActiveFeature]]]
@@ -349,7 +349,7 @@ class TextResponse(ResponseBody):
 
 
 class Removal(ResponseBody):
-    """What is left of a feature at a token without some of its matched predecessors (section 5.2)."""
+    """What remains of a feature at a token without some of its matched predecessors (section 5.2)."""
 
     removed: Annotated[str, Field(description='Parts: "RES", "RES & MLP"; "nowhere" where none is active.')]
     features: list[str]
@@ -360,7 +360,7 @@ class Removal(ResponseBody):
 
 
 class DeactivateResponse(ResponseBody):
-    """A feature at a token, before and after each removal of its matched predecessors."""
+    """A feature's activation at a token, before and after each removal of its matched predecessors."""
 
     before: float
     removals: list[Removal]
@@ -371,7 +371,7 @@ class DeactivateResponse(ResponseBody):
 
 
 class FileInfo(ResponseBody):
-    """A file of results: /results/{id}/files/{n}."""
+    """A file of a results folder, at /results/{id}/files/{n}."""
 
     n: int
     name: str
@@ -379,7 +379,7 @@ class FileInfo(ResponseBody):
 
 
 class ResultFiles(ResultInfo):
-    """A results folder with the files it offers, and why it has none yet."""
+    """A results folder with the files it offers, or the reason why it has none yet."""
 
     files: list[FileInfo]
     problem: str | None

@@ -1,15 +1,15 @@
 """Results folders: their pages and tables, and the origin groups of features from a run of `saeflow origins`. No torch.
 
-A folder may come from somebody else, so nothing in it is sent as it is: its manifest and its summary are copied to a
-folder of their own, the page is drawn there from them (`paper.results` escapes every word), and that page and its
-tables are sent, by numbers from a list. A path is never built from a request.
+A folder may come from somebody else, so none of its files is sent as is. Its manifest and summary are copied to a
+temporary folder, the page is drawn there from them (`paper.results` escapes every word), and the server sends that page
+and its tables, which requests address by number. No path is ever built from a request.
 
-Drawing takes the processor for many seconds. So it is done outside of requests, by a process of its own, one page at a
-time, and the drawn page is kept in saeflow's cache under the content of the two files.
+Drawing a page keeps a processor core busy for many seconds. So it is done outside of requests, in a separate process,
+one page at a time, and the drawn page is cached under a hash of the two files and the drawing code.
 
-Rows of origins are read in the background after the start; a card that is requested before waits. Shares of one feature
-are over all its observations; their intervals are of texts (saeflow.experiments.statistics), and there is none where
-all observations are of one text.
+The rows of an origins run are read in the background after the start; a feature card requested earlier waits for them.
+A feature's shares are over all its observations; their intervals are over texts (saeflow.experiments.statistics), and
+are missing where all observations come from one text.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ from saeflow.paper.results import write_page
 write_page(Path(sys.argv[1]))
 """
 SECONDS: Final = 600.0
-"""How long a page may take to be drawn."""
+"""How long drawing one page may take."""
 
 MOST_PAGES: Final = 32
-"""Pages in saeflow's cache; the oldest go."""
+"""Pages kept in saeflow's cache; the oldest are deleted first."""
 
 
 _WAITING_HTML: Final = (
@@ -71,33 +71,33 @@ WAITING: Final = (
     _WAITING_HTML,
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
 )
-"""The page that is sent meanwhile, and its content security policy."""
+"""The page sent while the figures are being drawn, and its content security policy."""
 
 
 class Painter:
-    """Draws pages, one at a time, each in a process of its own; keeps them in saeflow's cache."""
+    """Draws pages one at a time, each in a separate process, and keeps them in saeflow's cache."""
 
     def __init__(self) -> None:
-        """Draw nothing yet."""
+        """Start with no page drawn."""
         self._jobs = ThreadPoolExecutor(1, thread_name_prefix="saeflow-draw")
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
 
     def drawing(self, source: Mapping[str, bytes]) -> Future[str]:
-        """The page of a manifest and a summary as HTML: at once where it is kept, else when its turn comes.
+        """The HTML page of a manifest and a summary: at once if it is cached, else when its turn comes.
 
-        The future raises `BadFile` when it cannot be drawn.
+        The future raises `BadFile` when the page cannot be drawn.
         """
         facts = [__version__, _painters(), *(hashlib.sha256(source[name]).hexdigest() for name in sorted(source))]
         kept = cache_folder() / "results" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.html"
-        with suppress(OSError, ValueError):  # it is not there, or no longer what was written
+        with suppress(OSError, ValueError):  # not cached, or the cached file is damaged
             found: Future[str] = Future()
             found.set_result(check_sha256(kept.read_bytes()).decode())
             return found
         return self._jobs.submit(self._draw, dict(source), kept)
 
     def close(self) -> None:
-        """Draw nothing more, and end what is drawn now."""
+        """Cancel the waiting pages, and kill the process that is drawing."""
         self._closed = True
         self._jobs.shutdown(wait=False, cancel_futures=True)
         if self._process is not None:
@@ -108,7 +108,7 @@ class Painter:
         with tempfile.TemporaryDirectory(prefix="saeflow-draw-") as folder:
             for name, data in source.items():
                 (Path(folder) / name).write_bytes(data)
-            self._process = subprocess.Popen(  # noqa: S603 - this Python, and a folder of its own
+            self._process = subprocess.Popen(  # noqa: S603 - this Python interpreter, in a temporary folder
                 [sys.executable, "-c", _DRAW, folder],
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -117,7 +117,7 @@ class Painter:
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # Ctrl-C is for the server, which ends this
+                start_new_session=True,  # Ctrl-C reaches the server only, which kills this process
             )
             if self._closed:
                 self._process.kill()
@@ -134,7 +134,7 @@ class Painter:
                     f"the figures of these results cannot be drawn ({why}). Draw them with the run's command."
                 )
             html = (Path(folder) / "index.html").read_text(encoding="utf-8")
-        with suppress(OSError):  # then it is kept in memory alone
+        with suppress(OSError):  # if it cannot be cached, the page stays in memory only
             write_atomic(kept, add_sha256(html.encode()))
             pages = sorted(kept.parent.glob("*.html"), key=lambda path: path.stat().st_mtime)
             for old in pages[:-MOST_PAGES]:
@@ -144,20 +144,20 @@ class Painter:
 
 @cache
 def _painters() -> str:
-    """Changes when the code that draws pages does."""
+    """A hash that changes whenever the code that draws pages changes."""
     paths = [path for name in ("saeflow.paper", "saeflow.report") for path in Path(str(files(name))).rglob("*.*")]
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 class ResultsFolder:
-    """A results folder under an id."""
+    """A results folder, served under an id."""
 
     def __init__(self, number: int, folder: Path, painter: Painter) -> None:
-        """Read the manifest; the page is drawn by `painter` at its first request.
+        """Read the manifest; `painter` draws the page at its first request.
 
         Raises:
-            BadFile: when the folder has no manifest that can be read.
+            BadFile: when the folder has no readable manifest.
         """
         self.id = str(number)
         self.folder = folder
@@ -171,16 +171,16 @@ class ResultsFolder:
 
     @property
     def experiment(self) -> str:
-        """Its name: "origins", "deactivation", "steering"."""
+        """The name of the experiment: "origins", "deactivation", "steering"."""
         return self._record.request.experiment
 
     def info(self) -> ResultInfo:
-        """Its row of the list of results."""
+        """Its entry in the list of results."""
         title, finished = self._record.request.title, self._record.finished is not None
         return ResultInfo(id=self.id, title=title, kind=self.experiment, finished=finished)
 
     def listed(self) -> ResultFiles:
-        """The same with the files it offers, or why there are none."""
+        """Its entry with the files it offers, or the reason why there are none."""
         problem = None
         files: tuple[tuple[str, bytes], ...] = ()
         try:
@@ -191,22 +191,22 @@ class ResultsFolder:
         return ResultFiles(**self.info().model_dump(), files=listed, problem=problem)
 
     def files(self) -> tuple[tuple[str, bytes], ...]:
-        """The name and content of each table as CSV, in the order of the summary.
+        """The name and CSV content of each table, in the order of the summary.
 
         Raises:
-            BadFile: when there is no summary, or it cannot be read.
+            BadFile: when the summary is missing or cannot be read.
         """
         with self._lock:
             self._refresh()
             return self._files
 
     def page(self) -> tuple[str, str]:
-        """The page and its content security policy, which names the hashes of its blocks; `WAITING` while it is drawn.
+        """The page and its content security policy, which lists the hashes of its blocks; `WAITING` while it is drawn.
 
-        It is drawn again when the manifest or the summary changed.
+        The page is drawn again after the manifest or the summary has changed.
 
         Raises:
-            BadFile: when there is no summary, or it cannot be read or drawn.
+            BadFile: when the summary is missing, or cannot be read or drawn.
         """
         with self._lock:
             self._refresh()
@@ -221,7 +221,7 @@ class ResultsFolder:
         return html, framed_policy(html)
 
     def _refresh(self) -> None:
-        """Read the manifest and the summary where one is new."""
+        """Read the manifest and the summary again if either has changed."""
         paths = [self.folder / name for name in (MANIFEST, SUMMARY)]
         try:
             stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths)]
@@ -241,7 +241,7 @@ class ResultsFolder:
 
 
 def framed_policy(html: str) -> str:
-    """The content security policy of a page that stands in a frame: its own, which names the hashes of its blocks."""
+    """The page's content security policy, with the hashes of its blocks, extended to allow this site to frame it."""
     policy = _POLICY.search(html)
     return (unescape(policy[1]) if policy else "default-src 'none'") + "; frame-ancestors 'self'"
 
@@ -250,7 +250,7 @@ def open_results(folders: Sequence[Path], painter: Painter) -> tuple[ResultsFold
     """The results folders under the ids "1", "2", ...
 
     Raises:
-        BadFile: when one has no manifest that can be read.
+        BadFile: when a folder has no readable manifest.
     """
     return tuple(ResultsFolder(number, folder, painter) for number, folder in enumerate(folders, 1))
 
@@ -261,14 +261,14 @@ def _file_name(table: str) -> str:
 
 
 class Origins:
-    """In which groups of appendix A.1 each feature was seen, in one results folder.
+    """How often each feature fell into each group of appendix A.1, from one results folder.
 
     Attributes:
-        problem: why the rows cannot be used; empty when they can, or are not read yet.
+        problem: why the rows cannot be used; empty when they can, or have not been read yet.
     """
 
     def __init__(self, folder: Path, result: str) -> None:
-        """`result` is the id of the results on the page."""
+        """`result` is the id of the results folder in the explorer."""
         self._folder, self._result = folder, result
         self._seen: pd.DataFrame | None = None
         self._method = ""
@@ -277,7 +277,7 @@ class Origins:
         self.problem = ""
 
     def shares(self, feature: FeatureId) -> OriginShares | None:
-        """The shares of a feature, None when it was not seen or the rows are not read yet."""
+        """The shares of a feature; None when it was never observed or the rows have not been read yet."""
         counts = self._counts.get((feature.layer, feature.index)) if feature.part is Part.RES else None
         if counts is None:
             return None
@@ -285,7 +285,7 @@ class Origins:
         return OriginShares(n=n, shares={group: c / n for group, c in zip(GROUPS, counts, strict=True) if c})
 
     def groups(self, feature: FeatureId, timeout: float = 60.0) -> OriginGroups | None:
-        """The shares of a feature with their intervals, None when it was not seen; waits for the rows."""
+        """The shares of a feature with their intervals; waits for the rows, and is None when it was never observed."""
         self._ready.wait(timeout)
         seen = self._seen
         if seen is None or (feature.layer, feature.index) not in self._counts or feature.part is not Part.RES:
@@ -307,8 +307,8 @@ class Origins:
         )
 
     def read(self) -> None:
-        """Read the rows; why that failed is in `problem`."""
-        # pandas comes in here, in a thread after the start
+        """Read the rows; on failure, store the reason in `problem`."""
+        # pandas is imported here, in a background thread, so that it does not delay the start
         from saeflow.experiments.origins_tables import counts_by_feature, methods_of, observations
 
         try:

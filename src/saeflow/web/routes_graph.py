@@ -1,4 +1,4 @@
-"""Routes that need no model: what there is, searches, graphs, cards of features, exports, results. No torch."""
+"""Routes that need no model: info, search, graphs, feature cards, exports, results. No torch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ router: Final = APIRouter()
 
 
 def explorer_of(request: Request) -> Explorer:
-    """What the application explores."""
+    """The explorer of the application."""
     return request.app.state.explorer
 
 
@@ -92,7 +92,7 @@ _CSV: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.get("/api/info")
 def info(explorer: Explored, _: Annotated[QueryParameters, Query()]) -> Info:
-    """What is explored: the release, its sites, themes, results, picks, limits, and the state of the model."""
+    """The explored release with its sites, themes, results, picks and limits, and the state of the model."""
     atlas = explorer.atlas
     folders = words_folders(explorer.release, beside=atlas.folder)
     with_words = {site for folder in folders for site in words_sites(folder)}
@@ -153,7 +153,7 @@ def _theme(theme: Theme) -> ThemeInfo:
 
 @router.get("/api/search")
 def search(explorer: Explored, query: Annotated[SearchQuery, Query()]) -> SearchResponse:
-    """Features by words as one types, or by id, site or row."""
+    """Features found by words (as the user types), id, site or row."""
     explorer.first_request.set()
     start = time.perf_counter()
     site = None if query.site is None else Site.parse(query.site)
@@ -186,11 +186,11 @@ def graph(explorer: Explored, query: Annotated[GraphQuery, Query()]) -> GraphRes
 
 @router.get("/api/compare")
 def compare(explorer: Explored, query: Annotated[CompareQuery, Query()]) -> CompareResponse:
-    """Two flow graphs as one, and what is in which."""
+    """The union of two flow graphs, and which of the two has each feature and edge."""
     start = time.perf_counter()
     thresholds = explorer.thresholds(query)
     one, other = (_traced(explorer, explorer.feature(name), query, thresholds) for name in (query.a, query.b))
-    # after the union: the requested layers need to hold the first seed only
+    # cut the layers after the union, so that only the first seed has to lie in the requested ones
     whole = _bounded(within(union([one, other]), query.from_layer, query.to_layer))
     drawn = _drawn(explorer, whole)
     pairs = [{(edge.parent, edge.child) for edge in graph.edges} for graph in (one, other)]
@@ -216,16 +216,16 @@ def compare(explorer: Explored, query: Annotated[CompareQuery, Query()]) -> Comp
 
 @router.get("/api/feature")
 def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> FeatureResponse:
-    """The card of a feature: words, scores, matches on either side, group shares, links."""
+    """The card of a feature: words, scores, predecessors and successors, group shares, links."""
     atlas, named = explorer.atlas, explorer.feature(query.id)
 
-    # 1. its scores and case, from a graph of the feature alone
+    # 1. its scores and case, from a graph that holds only this feature
     plain = Thresholds(res=T_RES, module=T_MODULE, high=query.high)
     thresholds = plain if query.fdr is None else explorer.calibrated(query.fdr)
     alone = trace(named, atlas, thresholds=thresholds, backward=False, forward=False).nodes[0]
     case = alone.evolution
 
-    # 2. its matches, by part; parts that were not matched are left out
+    # 2. its matches by part, without parts that were not matched
     def neighbours(*sites: Site) -> dict[Any, list[Neighbour]]:
         found: dict[Any, list[Neighbour]] = {}
         for site in sites:
@@ -257,7 +257,7 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
 
 
 def feature_facts(explorer: Explorer, named: FeatureId, known: FeatureWords | None) -> FeatureFacts:
-    """The part of a feature's card that its matches have no say in; without words (`known`) it keeps the defaults."""
+    """The part of a feature's card that does not depend on its matches; without words (`known`), the defaults stay."""
     words: dict[str, Any] = {}
     if known is not None:
         words = {name: getattr(known, name) for name in ("label", "by", "score", "frequency")}
@@ -281,13 +281,13 @@ def feature_facts(explorer: Explorer, named: FeatureId, known: FeatureWords | No
 
 @router.get("/api/export", response_class=Response, responses=FILES)
 def exported(explorer: Explored, query: Annotated[ExportQuery, Query()]) -> Response:
-    """The flow graph of a feature as a file of another tool."""
+    """The flow graph of a feature as a file, in one of the export formats."""
     data = export(_grown(explorer, query), query.format, explorer.words)
     return file_response(data, query.format, f"{explorer.atlas.release}-{query.feature}")
 
 
 def file_response(data: bytes, form: str, name: str) -> Response:
-    """A graph as a file that the browser saves."""
+    """A response that makes the browser save a graph as a file."""
     plain = name.replace("/", "-").replace('"', "")
     safe = "".join(char if char.isascii() and char.isprintable() else "_" for char in plain)
     headers = {"content-disposition": f'attachment; filename="{safe}{FORMATS[form].suffix}"'}
@@ -295,7 +295,7 @@ def file_response(data: bytes, form: str, name: str) -> Response:
 
 
 def _grown(explorer: Explorer, query: GraphQuery) -> FlowGraph:
-    """The requested graph, expanded and cut to its layers."""
+    """The requested graph, expanded and cut to the requested layers."""
     grown = _traced(explorer, explorer.feature(query.feature), query, explorer.thresholds(query))
     wanted = [explorer.feature(name) for name in query.expand.split(",") if name]
     if wanted:
@@ -317,7 +317,7 @@ def _traced(explorer: Explorer, seed: FeatureId, query: GrowthQuery, thresholds:
 
 
 def _bounded(graph: FlowGraph) -> FlowGraph:
-    """The graph, unless it is too large to draw."""
+    """The graph; raises `InvalidArgument` if it is too large to draw."""
     if len(graph.nodes) > limits.MOST_NODES:
         raise InvalidArgument(
             f"this graph has {len(graph.nodes)} features, more than the {limits.MOST_NODES} that are drawn. Raise the "
@@ -349,7 +349,7 @@ def _ms_since(start: float) -> float:
 
 @router.get("/api/results")
 def results(explorer: Explored, _: Annotated[QueryParameters, Query()]) -> ResultsResponse:
-    """The results folders that were given at the start."""
+    """The results folders given at the start."""
     return ResultsResponse(results=[folder.listed() for folder in explorer.results])
 
 

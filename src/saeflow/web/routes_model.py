@@ -1,8 +1,8 @@
-"""Routes of the steering bench and the text view. The model works in its own thread.
+"""Routes of the steering bench and the text view. The model runs in its own thread.
 
-Without a model a plan has strengths as lengths along unit rows. With one they are folded, in units of each feature's
-threshold (appendix B.2), and can be held within a budget: such a plan is made in the thread of the model. Imports no
-torch before that; `steering.build` does where it folds.
+Without a model, a plan's strengths are lengths along unit decoder rows. With one they are folded, in units of each
+feature's threshold (appendix B.2), and can be held within a budget; such a plan is made in the model's thread. Nothing
+here imports torch before that; `steering.build` does when it folds.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from saeflow.prompt_graph import PromptGraph
 
 TEXTS_EACH: Final = 4
-"""Texts of each domain of the demo pack that centred norms are measured on where a theme has none."""
+"""Texts per domain of the demo pack on which centred norms are measured when the theme has no texts."""
 
 _ALONE: Final = Thresholds(res=1.0, mlp=1.0, att=1.0)
-"""Graphs of one node: the picked features are changed, and nothing else."""
+"""Thresholds that give graphs of one node, so that only the picked features are changed."""
 
 _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -74,16 +74,16 @@ def model(explorer: Explored, _: Annotated[QueryParameters, Query()]) -> ModelIn
 
 @router.post("/api/model")
 def load_model(explorer: Explored, body: JsonBody, _: Annotated[QueryParameters, Query()]) -> ModelInfo:  # noqa: ARG001
-    """Begin to load the model, if there is one that is not loaded; answers at once."""
+    """Start loading the model if it is not loaded yet; returns at once."""
     thread = explorer.model
     if thread is not None and thread.state in ("idle", "failed") and thread.pending == 0:
-        thread.submit(lambda worker: None)  # noqa: ARG005 - loading is all
+        thread.submit(lambda worker: None)  # noqa: ARG005 - an empty job: the thread loads the model for it
     return model_info(explorer)
 
 
 @router.post("/api/plan")
 def plan(explorer: Explored, body: PlanBody, _: Annotated[QueryParameters, Query()]) -> PlanResponse:
-    """A steering plan of picked features, or of the graphs of some starts."""
+    """A steering plan for picked features, or for the graphs grown from starts."""
     request = _plan_request(explorer, body)
 
     def built(dictionaries: Any = None, model: Any = None) -> SteeringPlan:
@@ -102,7 +102,7 @@ def plan(explorer: Explored, body: PlanBody, _: Annotated[QueryParameters, Query
             texts=texts,
         )
 
-    # grown once without weights, which takes no time: a slip is reported before the model is waited for
+    # build it once without weights, which is fast, so that mistakes are reported before waiting for the model
     build_plan(request.from_graphs_alone(), atlas=LimitedAtlas(explorer.atlas))
     if request.needs_dictionaries:
         thread = _thread(explorer, "folding and budgets")
@@ -145,19 +145,19 @@ def _plan_request(explorer: Explorer, body: PlanBody) -> PlanRequest:
         fold=explorer.model is not None if body.fold is None else body.fold,
         budget_layer=body.budget_layer,
         budget_total=body.budget_total,
-        shares=False,  # measured with a budget alone: it takes seconds, and a slider is moved often
+        shares=False,  # measured only for a budget: it takes seconds, and users move the sliders often
     )
 
 
 @router.post("/api/plan/check")
 def check(explorer: Explored, body: PlanCheckBody, _: Annotated[QueryParameters, Query()]) -> PlanResponse:
-    """A plan's file as the page shows it, or what is wrong with it."""
+    """A plan file in the form that the page shows, or what is wrong with it."""
     return _plan_response(explorer, _read_plan(explorer, body.plan))
 
 
 @router.post("/api/steer", response_class=Response, responses=_STREAM)
 async def steer(explorer: Explored, body: SteerBody, _: Annotated[QueryParameters, Query()]) -> Response:
-    """Write with and without a plan; both texts come as they are written, a line of JSON for each step."""
+    """Generate text with and without a plan; both texts are streamed, one line of JSON per step."""
     thread = _thread(explorer, "steering")
     made = _read_plan(explorer, body.plan)
     if not made.steps:
@@ -181,7 +181,7 @@ def text(explorer: Explored, body: TextBody, _: Annotated[QueryParameters, Query
 
 @router.post("/api/deactivate")
 def deactivated(explorer: Explored, body: DeactivateBody, _: Annotated[QueryParameters, Query()]) -> DeactivateResponse:
-    """A residual feature at a token of a text, before and after each removal of its matched predecessors."""
+    """A residual feature's activation at a token, before and after each removal of its matched predecessors."""
     explorer.feature(body.feature)
     thread = _thread(explorer, "removing features")
     return thread.submit(lambda worker: worker.deactivate(body, explorer.atlas)).result()
@@ -189,7 +189,7 @@ def deactivated(explorer: Explored, body: DeactivateBody, _: Annotated[QueryPara
 
 @router.post("/api/trace")
 def traced(explorer: Explored, body: TraceBody, _: Annotated[QueryParameters, Query()]) -> TraceResponse:
-    """What happened at a token of a text: the graph of the prompt, with measured edges."""
+    """The prompt graph of a token of a text, with measured edges."""
     from saeflow.report.prompt import flow_graph, prompt_page
 
     start = time.perf_counter()
@@ -210,7 +210,7 @@ def traced(explorer: Explored, body: TraceBody, _: Annotated[QueryParameters, Qu
 
 @router.post("/api/trace/export", response_class=Response, responses=FILES)
 def traced_file(explorer: Explored, body: TraceExportBody, _: Annotated[QueryParameters, Query()]) -> Response:
-    """The graph of a prompt as a file."""
+    """A prompt graph as a file."""
     from saeflow.report.prompt import export_prompt
 
     data = export_prompt(_prompt_graph(explorer, body), body.format, explorer.words)
@@ -229,15 +229,15 @@ def _thread(explorer: Explorer, what: str) -> ModelThread:
 
 
 def _read_plan(explorer: Explorer, data: dict[str, Any]) -> SteeringPlan:
-    """A plan of features of this atlas, from the values of its file; refuses what could not be sent back.
+    """Read a plan for this atlas from the parsed JSON of its file; refuse what could not be sent back as JSON.
 
     Raises:
-        BadFile: when it is no plan, has values nested too deep, or text that has no UTF-8.
-        UnknownSite: when a feature's site is not of this atlas.
+        BadFile: when it is not a plan, its values are nested too deeply, or it has text that is not valid Unicode.
+        UnknownSite: when the atlas has no dictionary at a feature's site.
         UnknownFeature: when a feature's index lies outside its dictionary.
-        InvalidArgument: when it is of another release, or has too many features.
+        InvalidArgument: when it is for another release, or has too many features.
     """
-    # 1. the text of the file: not too deep, and Unicode
+    # 1. the values of the file: not nested too deeply, and valid Unicode
     level: list[Any] = [data]
     for _ in range(MOST_NESTED):
         containers = [list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
@@ -267,7 +267,7 @@ def _read_plan(explorer: Explorer, data: dict[str, Any]) -> SteeringPlan:
 
 
 def _plan_response(explorer: Explorer, made: SteeringPlan) -> PlanResponse:
-    """A plan as rows, with what its reader should know."""
+    """A plan as table rows, with notes on what its reader should know."""
     notes: list[str] = []
     if made.direction == "activate" and made.made_by.get("folded") is False:
         notes.append("Strengths are lengths along unit rows: they are not folded (appendix B.2).")
@@ -304,7 +304,7 @@ def _plan_response(explorer: Explorer, made: SteeringPlan) -> PlanResponse:
 
 
 def _noted(made: SteeringPlan, group: str, name: str) -> float | None:
-    """A number that the plan notes of itself; None where there is none."""
+    """A number that the plan records in `made_by`; None if it is missing or not a number."""
     noted = made.made_by.get(group)
     value = noted.get(name) if isinstance(noted, dict) else None
     return value if isinstance(value, int | float) else None

@@ -1,12 +1,12 @@
-"""Finding features: as one types, by id, by site, by words; and those worth a first look. No torch.
+"""Search features as the user types, by id, site or words, and pick those worth a first look. No torch.
 
     4/res/123      the feature                          4/res          the first features of the site
     123            row 123 of every site, res first     4/res force    "force" at that site
     force, forc    words, or the beginning of one
 
-The index of words is built in the background where it is missing or old: a search meanwhile finds ids, and says how
-far the index is. Features worth a look are found there too. A release of 26 layers has 147,000 residual features in its
-last third, and each is judged by its graph: of large sites rows are taken at even distances.
+If the word index is missing or out of date, it is built in the background; meanwhile a search finds ids only and
+reports the progress. Features worth a look are picked in the background too. A release of 26 layers has 147,000
+residual features in its last third, each judged by its graph, so large sites are sampled at evenly spaced rows.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from saeflow.web.responses import Indexing, PickInfo
 
 N_PICKS: Final = 8
 MOST_JUDGED: Final = 1_000
-"""Features that are judged for picks, over all sites."""
+"""Features judged for picks, over all sites."""
 
 
 class Finder:
     """Searches the words of a release.
 
     Attributes:
-        indexing: how far the index is; None when it is there, or there are no words.
-        problem: why words cannot be searched, empty when they can.
+        indexing: the progress of the index; None once it is built, or without words.
+        problem: why words cannot be searched; empty when they can.
     """
 
     def __init__(self, folder: Path | None, words: Words, sizes: Mapping[Site, int]) -> None:
-        """`folder` holds the words that are searched, None for none; `sizes` says which ids there are."""
+        """`folder` holds the words to search, None without words; `sizes` determines which ids exist."""
         self._folder, self._words, self._sizes = folder, words, sizes
         self.indexing: Indexing | None = None
         self.problem = ""
 
     def find(self, query: str, limit: int, site: Site | None = None) -> list[Hit]:
-        """The features that fit a query best, those that it names as ids first; at most `limit`."""
+        """At most `limit` features: those that the query names as ids first, then the best matches of its words."""
         named, rest, at = self._named(query, limit)
         at = site or at
         found: list[Hit] = []
@@ -60,10 +60,10 @@ class Finder:
         return found[:limit]
 
     def _named(self, query: str, limit: int) -> tuple[list[FeatureId], str, Site | None]:
-        """The features that a query names, what is left of it for the words, and the site it names."""
+        """The features that a query names as ids, the rest of the query to search in words, and the site it names."""
         first, _, rest = query.strip().partition(" ")
         if first.isdecimal() and first.isascii():
-            # a row of every site that has it, the residual stream first
+            # this row at every site that has it, the residual stream first
             row = int(first) if len(first) < 10 else -1
             sites = sorted(self._sizes, key=lambda site: (site.part is not Part.RES, site))
             rows = [FeatureId(site, row) for site in sites if 0 <= row < self._sizes[site]]
@@ -84,7 +84,7 @@ class Finder:
         return feature.index < self._sizes.get(feature.site, 0)
 
     def build(self) -> None:
-        """Build the index where it is missing or old; why that failed is in `problem`."""
+        """Build the index if it is missing or out of date; on failure, store the reason in `problem`."""
 
         def tell(done: int, total: int, _: str) -> None:
             self.indexing = Indexing(done=done, total=total)
@@ -99,48 +99,48 @@ class Finder:
 
 @dataclass(frozen=True)
 class _SomeWords:
-    """Words of rows at even distances; nothing of the others."""
+    """Words restricted to at most `each` evenly spaced rows per site."""
 
     words: Words
     sizes: Mapping[Site, int]
     each: int
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
-        """What is known of a feature."""
+        """The words of a feature; None when it has none."""
         return self.words.get(feature)
 
     def site(self, site: Site) -> list[FeatureWords | None]:
-        """What is known of some rows of a site."""
+        """The words of every row at a site; None for rows that are not sampled."""
         size = self.sizes.get(site, 0)
         step = max(1, -(-size // self.each))
         return [self.words.get(FeatureId(site, row)) if row % step == 0 else None for row in range(size)]
 
 
 class Picks:
-    """Looks for features worth a look, once.
+    """Finds features worth a first look.
 
     Attributes:
-        found: the picks; None while they are looked for.
+        found: the picks; None until `look` has found them.
     """
 
     def __init__(self, atlas: Atlas, words: Words, sizes: Mapping[Site, int], most: int = MOST_JUDGED) -> None:
-        """Nothing is done before `look`; at most about `most` features are judged."""
+        """Prepare a look, which judges at most about `most` features."""
         self._atlas, self._words, self._sizes, self._most = atlas, words, sizes, most
         self.found: list[PickInfo] | None = None
 
     def look(self) -> None:
-        """Look for the features."""
+        """Find the picks and store them in `found`."""
         layers = {site.layer for site in self._sizes if site.part is Part.RES}
         each = max(1, self._most // max(1, len(layers) // 3))
         try:
             found = worth_a_look(self._atlas, _SomeWords(self._words, self._sizes, each), N_PICKS)
         except (SaeflowError, OSError):
-            found = []  # a damaged table is reported where its graph is requested
+            found = []  # a damaged table is reported when a graph needs it
         self.found = [PickInfo(feature=str(one.graph.seed), label=one.label, why=_why(one)) for one in found]
 
 
 def _why(pick: Pick) -> str:
-    """What there is to see, in a few words."""
+    """What makes the pick worth a look, in a few words."""
     graph = pick.graph
     if graph.span is None:
         return ""

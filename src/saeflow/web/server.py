@@ -1,4 +1,4 @@
-"""Run the explorer: open what is explored, bind the loopback interface, print the address, serve until Ctrl-C."""
+"""Run the explorer: open the atlas, bind the loopback interface, announce the address, serve until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ UVICORN: Final[dict[str, Any]] = {
     "loop": "asyncio",
     "http": "h11",
     "ws": "none",
-    "proxy_headers": False,  # nobody's word is taken for where a request comes from
+    "proxy_headers": False,  # do not trust headers that claim where a request comes from
     "server_header": False,
     "timeout_keep_alive": 60,
     "timeout_graceful_shutdown": 3,
     "h11_max_incomplete_event_size": 32_768,
 }
-"""Settings of uvicorn."""
+"""The settings of uvicorn."""
 
 
 @contextmanager
 def exploring(
     atlas: Atlas, *, release: str = "", model: str = "", device: str = "cpu", results: Sequence[Path] = ()
 ) -> Generator[Explorer]:
-    """What is explored, with everything begun that works in the background; stopped at the end.
+    """Open an explorer over `atlas`; on exit, stop the model thread and the drawing of results.
 
     Raises:
         BadFile: when a results folder has no manifest.
@@ -108,13 +108,14 @@ def serve(
     """Serve an atlas on 127.0.0.1 until Ctrl-C.
 
     Args:
-        atlas: its features are explored.
-        release: name of its dictionaries, that of the atlas when empty.
-        model: the model to steer, loaded at the first need; the embedded one of "demo"; none when empty.
+        atlas: the atlas to explore.
+        release: name of its dictionaries; that of the atlas when empty.
+        model: the model to steer, loaded when first needed; when empty, the model of an embedded pack ("demo") if it
+            is fetched, else none.
         device: where the model computes.
         results: results folders to show.
         port: 0 for a free one.
-        ready: called with the address and its token when it can be opened.
+        ready: called with the address, which includes the token, once it can be opened.
 
     Raises:
         MissingExtra: when FastAPI or uvicorn is not installed.
@@ -131,12 +132,12 @@ def serve(
 
 @contextmanager
 def bound(port: int) -> Generator[socket.socket]:
-    """A socket of the loopback interface, closed at the end.
+    """Bind a socket on the loopback interface; close it at the end.
 
     Raises:
-        InvalidArgument: when the port is taken, or none.
+        InvalidArgument: when the port is taken or out of range.
     """
-    # The protocol is named because asyncio turns Nagle's delay off (40 ms an answer) only where it is.
+    # asyncio turns off Nagle's delay (40 ms per response) only when the protocol is given explicitly.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as own:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -156,15 +157,15 @@ def server_of(
     ready: Callable[[str], None],
     limits: Limits | None = None,
 ) -> Server:
-    """A server of uvicorn that runs `app` behind `Access` at a socket of `bound`.
+    """A uvicorn server that runs `app` behind `Access` on a socket from `bound`.
 
     Args:
-        explorer: the one that `app` is over; its work in the background begins when the server has started.
+        explorer: the explorer of `app`; its background work begins once the server has started.
         app: the application, from `create_app`.
-        own: where to listen.
-        token: requests must know it.
-        ready: called with the address when the server answers.
-        limits: how much it takes; the defaults of `Limits` when None.
+        own: the socket to listen on.
+        token: the token that every request must carry.
+        ready: called with the address once the server accepts requests.
+        limits: how much the server accepts; the defaults of `Limits` when None.
     """
     import uvicorn
 
@@ -177,7 +178,7 @@ def server_of(
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             if explorer.model is not None:
-                explorer.model.closed.set()  # texts stop at the next token: nothing is waited for
+                explorer.model.closed.set()  # generations stop at their next token, so this need not wait
             await super().shutdown(sockets)
 
     at = int(own.getsockname()[1])

@@ -1,7 +1,7 @@
-"""Lines from the thread of the model to a client that may be slow, or leave. No torch.
+"""Streams lines from the model's thread to a client that may be slow, or leave. No torch.
 
-The thread waits when the client does not read (a bounded queue), and is stopped at its next line when the client has
-left or the server stops: `put` raises, and the context managers of the generation take the hooks off the model.
+The thread waits while the client does not read (the queue is bounded). When the client has left or the server stops,
+the thread's next `put` raises, and the context managers of the generation take the hooks off the model.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from saeflow.web.model_thread import Line
 from saeflow.web.problems import problem_of
 
 MOST_LINES: Final = 256
-"""Lines that wait for a client to read them."""
+"""Lines that may wait for the client to read them."""
 
 _LOOK: Final = 0.2
-"""Seconds between two looks whether the client has left, while it does not read."""
+"""Seconds between checks whether the client has left, while it does not read."""
 
 
 class Left(Exception):
-    """The client has left, or the server stops."""
+    """The client has left, or the server is stopping."""
 
 
 class Outlet:
-    """Where a thread puts lines, and a response takes them."""
+    """A bounded queue into which a thread puts lines, and from which a response takes them."""
 
     def __init__(self, closed: threading.Event) -> None:
-        """Made in the event loop; `closed` is set when the server stops."""
+        """Call this in the event loop; `closed` is set when the server stops."""
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[Line] = asyncio.Queue(MOST_LINES)
         self._closed, self._left = closed, threading.Event()
 
     def put(self, line: Line) -> None:
-        """Give a line to the client; called in the thread.
+        """Send a line to the client; called from the thread.
 
         Raises:
-            Left: when nobody reads it.
+            Left: when nobody will read it.
         """
         self._check()
         try:
@@ -62,11 +62,11 @@ class Outlet:
             return
 
     def leave(self) -> None:
-        """Say that nobody reads any more."""
+        """Record that the client has left."""
         self._left.set()
 
     async def lines(self, job: Future[Any], *first: Line) -> AsyncGenerator[bytes]:
-        """`first`, then what is put until `job` is done, then why it failed if it did."""
+        """Yield `first`, then every line put until `job` is done, then its error if it failed."""
         for line in first:
             yield _encoded(line)
         done = asyncio.wrap_future(job)
@@ -94,26 +94,26 @@ class Outlet:
 
 
 class Streamed(StreamingResponse):
-    """Lines of JSON as they come; tells the outlet when the client leaves."""
+    """A response that streams JSON lines, and tells the outlet when the client leaves."""
 
     media_type = "application/x-ndjson"
 
     def __init__(self, outlet: Outlet, job: Future[Any], *first: Line) -> None:
-        """Send `first`, then what `job` puts into `outlet`."""
+        """Send `first`, then every line that `job` puts into `outlet`."""
         super().__init__(outlet.lines(job, *first), headers={"x-accel-buffering": "no"})
         self._outlet, self._job = outlet, job
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Stream; whatever ends it, the thread learns of it."""
+        """Stream the lines; however the stream ends, the thread is told."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._outlet.leave()
-            self._job.cancel()  # a job that waits for its turn is not begun
+            self._job.cancel()  # a job still waiting for its turn never starts
 
 
 def _looked_at(done: asyncio.Future[Any]) -> None:
-    """Take the outcome of a job whose client has left; asyncio would complain that nobody did."""
+    """Retrieve the outcome of a job whose client has left; otherwise asyncio logs that nobody retrieved it."""
     if not done.cancelled():
         done.exception()
 

@@ -1,4 +1,4 @@
-"""Which file of the hub is meant, pinned to a commit, and what is said when the hub refuses it."""
+"""A file on the hub, pinned to a commit, and the error messages for when the hub refuses it."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from saeflow.version import __version__
 TRANSPORT_ERRORS: Final[tuple[type[BaseException], ...]] = tuple(
     base for base in HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException")
 )
-"""The bases of what the HTTP library under huggingface_hub raises: httpx since 1.0, requests before."""
+"""The base classes of errors from the HTTP library under huggingface_hub: httpx since 1.0, requests before."""
 REFUSALS: Final = (OSError, HFValidationError, *TRANSPORT_ERRORS)
-"""What asking the hub can raise."""
+"""The errors that a request to the hub can raise."""
 WHOLE: Final = 60.0
-"""Seconds in which an answer about a file must be here, and a file must begin."""
+"""Seconds within which metadata of a file must have arrived in full, and a download must have begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file at a commit: it cannot become another.
+    """A file at a commit, whose content therefore cannot change.
 
     Attributes:
         repo: the repository.
         file: its path in the repository.
         commit: the commit, 40 hexadecimal digits.
-        etag: what the hub identifies its content by; the sha256 of a large file.
+        etag: the tag by which the hub identifies its content; for a large file, the sha256.
         size: in bytes.
 
     Raises:
-        BadFile: when the commit is none, the path leaves the repository, or no file can have that size.
+        BadFile: when the commit is not one, the path leaves the repository, or the size is impossible.
     """
 
     repo: str
@@ -61,7 +61,7 @@ class HubFile:
     size: int
 
     def __post_init__(self) -> None:
-        """Refuse what a hub, or a file on disk, says and what cannot be: commit and path become part of a path."""
+        """Refuse impossible values from a hub or a file on disk: commit and path become part of a local path."""
         name, commit = str(self.file)[:200], str(self.commit)[:60]
         sized = type(self.size) is int and 0 < self.size <= LARGEST
         if not (sized and is_commit(self.commit) and is_inside(self.file)):
@@ -77,16 +77,16 @@ class HubFile:
 
     @property
     def url(self) -> str:
-        """Where it is, at the commit, on the hub that HF_ENDPOINT names."""
+        """The file's URL, at the commit, on the hub that HF_ENDPOINT names."""
         return hf_hub_url(self.repo, self.file, revision=self.commit, endpoint=constants.ENDPOINT)
 
 
 def resolve(repo: str, file: str, revision: str) -> HubFile | None:
-    """Ask the hub which file a revision means; None where it does not say enough to pin it.
+    """Ask the hub which file a revision stands for; None if the answer does not suffice to pin it to a commit.
 
     Raises:
-        BadFile: when it says of a file what cannot be.
-        TimeoutError, or another of REFUSALS, which `refused` puts into words.
+        BadFile: when the hub's answer is impossible.
+        TimeoutError, or another of REFUSALS, which `refused` turns into an error message.
     """
     url = hf_hub_url(repo, file, revision=revision, endpoint=constants.ENDPOINT)
     timeout = constants.HF_HUB_ETAG_TIMEOUT
@@ -94,7 +94,6 @@ def resolve(repo: str, file: str, revision: str) -> HubFile | None:
     stated = within(WHOLE, partial(get_hf_file_metadata, url, timeout=timeout, **client))
     if not stated.commit_hash or not stated.etag or not stated.size:
         return None
-    # raises BadFile for what cannot be
     return HubFile(repo, file, stated.commit_hash, stated.etag, stated.size)
 
 
@@ -104,7 +103,7 @@ def is_commit(text: object) -> bool:
 
 
 def request_headers() -> dict[str, str]:
-    """What huggingface_hub itself sends: who asks, and the token of this machine where there is one."""
+    """The headers that huggingface_hub itself sends: the user agent, and this machine's token if it has one."""
     return build_hf_headers(library_name="saeflow", library_version=__version__)
 
 
@@ -115,9 +114,9 @@ def is_offline() -> bool:
 
 @cache
 def hub_answers(endpoint: str) -> bool:
-    """Whether a server answers at the hub's address within 3 seconds; asked once, and taken for granted behind a proxy.
+    """Whether a server answers at the hub's address within 3 seconds; tried once, and assumed behind a proxy.
 
-    Libraries ask an address that does not answer again and again, for half a minute.
+    Without this check, libraries retry an address that does not answer for half a minute.
     """
     if getproxies():
         return True
@@ -130,10 +129,10 @@ def hub_answers(endpoint: str) -> bool:
 
 
 def reachable(repo: str, file: str = "") -> str:
-    """A repository by its name, whose file the hub's cache holds, or whose hub answers.
+    """Return `repo` if the hub's cache holds its `file`, or else if the hub answers.
 
     Raises:
-        ConnectionError: for another.
+        ConnectionError: when neither is the case.
     """
     here = file and isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str)
     if not here and not hub_answers(constants.ENDPOINT):
@@ -142,7 +141,7 @@ def reachable(repo: str, file: str = "") -> str:
 
 
 def refused(file: str, repo: str, error: BaseException, *, revision: str = "") -> Unreachable:
-    """The error to raise for what the hub or the way to it answered, with the way in where there is one."""
+    """The error to raise when the hub, or the network on the way to it, refuses a file, with advice on what to do."""
     at = f" (revision {revision})" if revision else ""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
@@ -170,6 +169,6 @@ def _advice(repo: str, error: BaseException) -> str:
 
 
 def strong_tag(headers: Mapping[str, str]) -> str:
-    """The entity tag of an answer, where it promises the same bytes; empty otherwise."""
+    """The entity tag of a response if it is a strong one, which promises identical bytes; empty otherwise."""
     tag = headers.get("ETag") or headers.get("etag") or ""
     return tag if tag.startswith('"') else ""

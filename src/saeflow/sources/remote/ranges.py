@@ -1,13 +1,13 @@
-"""Ranges of a remote file on disk, one file a range, named by where they begin and end.
+"""Byte ranges of a remote file on disk: one file per range, named by where it starts and stops.
 
     ranges/{etag}/{start}-{stop}            the bytes
-    ranges/{etag}/{start}-{stop}.sha256     what they hash to, as they came: checked once a process before use
-    ranges/{etag}/{start}-{stop}.part       a beginning, resumed by Range and If-Range
-    ranges/{etag}/{start}-{stop}.part.tag   the entity tag it is a beginning of
+    ranges/{etag}/{start}-{stop}.sha256     their hash on arrival, checked once per process before use
+    ranges/{etag}/{start}-{stop}.part       the first bytes of a range, resumed by Range and If-Range
+    ranges/{etag}/{start}-{stop}.part.tag   the entity tag of the file they come from
 
-A range is moved to its name when it is whole and what its format has to check it by agrees; until then what
-came stays, also when the process is killed. The folder is named by content, so that a new commit with the
-same file uses the same ranges.
+A range gets its final name when it is complete and passes its format's own check. Until then the bytes received are
+kept, even if the process is killed. The folder is named by content, so that a new commit with the same file uses the
+same ranges.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from saeflow.sources.remote.hub_file import HubFile, resolve
 from saeflow.sources.remote.transport import Cut, Patience, RangesIgnored, opened
 
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is fetched, how many of its bytes are here, and how many there will be."""
+"""Called with the name of what is being fetched, the bytes received so far, and the total."""
 Check: TypeAlias = Callable[[Path], bool]
-"""Whether the bytes in a file are what their format says."""
+"""Whether the bytes in a file pass the check of their format."""
 
 _RESERVE: Final = 1 << 20
 _REPORT: ContextVar[Report | None] = ContextVar("saeflow_remote_report", default=None)
 _CHECKED: Final[set[tuple[str, int, int]]] = set()
-"""Path, size and time of change of ranges whose sha256 this process has seen to be right."""
+"""Path, size and modification time of ranges whose sha256 this process has verified."""
 
 
 @contextmanager
 def reporting(report: Report) -> Generator[None]:
-    """Call `report(what, bytes here, bytes in all)` for what is fetched inside, in place of the hub's own bars."""
+    """Inside the context, call `report(what, bytes received, total)` instead of showing progress bars."""
     before = _REPORT.set(report)
     try:
         yield
@@ -52,24 +52,24 @@ def reporting(report: Report) -> Generator[None]:
 
 
 class Ranges:
-    """The ranges of one file that are on this machine, and the way to the others."""
+    """The ranges of one remote file: those on this machine, and the means to fetch the others."""
 
     def __init__(self, root: Path, file: HubFile, *, patience: Patience | None = None) -> None:
-        """`root` is the folder of saeflow in the repository's cache."""
+        """`root` is saeflow's folder in the repository's cache."""
         self.file = file
-        # the hub's tag where that is digits and letters: never a path of the server's
+        # use the tag as a folder name only if it is plain: a server must not choose a path
         plain = re.fullmatch("[0-9A-Za-z_-]{1,128}", file.etag)
         self.folder = root / "ranges" / (file.etag if plain else hashlib.sha256(file.etag.encode()).hexdigest())
         self._patience = patience or Patience()
         self._tag = ""
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether a range is here whole; asks no network and reads no bytes."""
+        """Whether a whole range is on this machine; uses no network and reads no bytes."""
         path = self._path(start, stop)
         return path.is_file() and path.stat().st_size == stop - start
 
     def bytes_at(self, start: int, stop: int) -> bytes:
-        """A small range, held in memory and not kept: headers. Raises RangesIgnored, Unreachable as `path`."""
+        """Fetch a small range, such as a header, to memory only. Raises RangesIgnored, Unreachable as `path` does."""
         failed = 0
         while True:
             try:
@@ -84,19 +84,19 @@ class Ranges:
                 self._patience.wait(self.file, failed, cut)
 
     def path(self, start: int, stop: int, what: str, *, check: Check | None = None) -> Path:
-        """The file that holds a range; fetched, or what is missing of it, where it is not here.
+        """The file on disk that holds a range; missing bytes are fetched.
 
         Args:
             start: its first byte.
             stop: the byte after its last.
-            what: what it holds, for messages and bars.
-            check: called once, when it is whole.
+            what: what it holds, for messages and progress bars.
+            check: called on the complete bytes after each download.
 
         Raises:
-            RangesIgnored: when the server does not answer with ranges.
-            Unreachable: when it does not answer, refuses, or the file is another by now.
-            NoSpace: when the disk cannot hold it.
-            BadFile: when what came is not what `check` says it must be, twice.
+            RangesIgnored: when the server does not send ranges.
+            Unreachable: when the server does not answer or refuses, or the file has changed in the meantime.
+            NoSpace: when the disk cannot hold the range.
+            BadFile: when the bytes fail `check` twice.
         """
         path = self._path(start, stop)
         if self.has(start, stop) and self._is_sound(path):
@@ -104,7 +104,7 @@ class Ranges:
         self.folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(path.with_name(f"{path.name}.lock")):
             for _ in range(2):
-                if self.has(start, stop) and self._is_sound(path):  # another process was faster
+                if self.has(start, stop) and self._is_sound(path):  # another process fetched it meanwhile
                     return path
                 part = self._fill(start, stop, what)
                 if check is None or check(part):
@@ -120,7 +120,7 @@ class Ranges:
         return self.folder / f"{start}-{stop}"
 
     def _is_sound(self, path: Path) -> bool:
-        """Whether the bytes are those that came; what is not is removed."""
+        """Whether the bytes on disk still have their recorded sha256; the file is removed if not."""
         at = path.stat()
         key = (str(path), at.st_size, at.st_mtime_ns)
         if key in _CHECKED:
@@ -145,7 +145,10 @@ class Ranges:
         _CHECKED.add((str(path), at.st_size, at.st_mtime_ns))
 
     def _fill(self, start: int, stop: int, what: str) -> Path:
-        """Append to the part until it is whole."""
+        """Append to the .part file until it is complete, and return it.
+
+        Attempts are counted anew after each STEP of new bytes.
+        """
         part, failed, size = self.folder / f"{start}-{stop}.part", 0, stop - start
         here = _here(part, size)
         self._check_space(size - here)
@@ -169,7 +172,7 @@ class Ranges:
                     if here == 0 or again > 3:
                         raise
                     got_on = 0
-                    _forget(part)  # the tag is no longer that of the file: what is here may be of another
+                    _forget(part)  # the tag no longer matches: the bytes on disk may be of another file
                     here = 0
                     report(0, size)
         return part
@@ -186,16 +189,16 @@ class Ranges:
                 file.truncate()
                 for piece in answer.pieces:
                     file.write(piece[: stop - start - here])
-                    file.flush()  # with the system now: it outlives a kill
+                    file.flush()  # the operating system has the bytes now, so they survive a kill
                     here = min(here + len(piece), stop - start)
                     report(here, stop - start)
         return here
 
     def _same(self, tag: str) -> None:
-        """Ask the hub again where an answer bears another tag than those before it.
+        """If a response has another tag than those before it, ask the hub whether the file is still the same.
 
         Raises:
-            Unreachable: when the file is another by now.
+            Unreachable: when the file has changed.
         """
         if tag and self._tag and tag != self._tag:
             now = resolve(self.file.repo, self.file.file, self.file.commit)
@@ -216,7 +219,7 @@ class Ranges:
 
 
 def _here(part: Path, size: int) -> int:
-    """How much of a range there is; a part longer than the range is of something else."""
+    """How many bytes of a range are on disk; 0 for a .part longer than the range, which is of something else."""
     here = part.stat().st_size if part.is_file() else 0
     return here if here <= size else 0
 
@@ -227,7 +230,7 @@ def _forget(part: Path) -> None:
 
 
 def sha256(*paths: Path) -> str:
-    """The sha256 of files, one after the other. Raises OSError when one cannot be read."""
+    """The sha256 of the concatenated files. Raises OSError when one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -238,7 +241,7 @@ def sha256(*paths: Path) -> str:
 
 @contextmanager
 def _progress(what: str, here: int, size: int) -> Generator[Callable[[int, int], None]]:
-    """To `reporting`, else a bar as huggingface_hub shows for its own downloads (HF_HUB_DISABLE_PROGRESS_BARS)."""
+    """Report to `reporting`, else show a bar like huggingface_hub's own (off with HF_HUB_DISABLE_PROGRESS_BARS)."""
     report = _REPORT.get()
     if report is not None:
         report(what, here, size)

@@ -1,8 +1,8 @@
-"""A range of a file over HTTP, through the session of huggingface_hub: its proxies, certificates and token.
+"""Fetch a range of a file over HTTP, through the session of huggingface_hub: its proxies, certificates and token.
 
-The session follows the hub's redirect to another host, and sends the token to the hub alone. fsspec's
-`HfFileSystem` reads ranges too, but takes a whole file that a server sends in place of a range for the range,
-holds it in memory, and begins again after a cut; so the answers are read here.
+The session follows the hub's redirect to another host, and sends the token only to the hub. fsspec's `HfFileSystem`
+also reads ranges, but if a server sends the whole file instead, it takes that for the range; it holds the bytes in
+memory, and starts over after a cut. So responses are read here instead.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ _SMALL: Final = 1 << 14
 _REDIRECTS: Final = 10
 _SMALL_FILES: Final = (".json", ".yaml", ".yml", ".toml")
 QUIET: Final = 300.0
-"""Seconds without a byte after which a fetch by huggingface_hub is given up."""
+"""Seconds without a new byte after which a download by huggingface_hub is abandoned."""
 _CUT: Final = (*TRANSPORT_ERRORS, TimeoutError, ConnectionError)
 
 
 class RangesIgnored(Exception):
-    """The server sends whole files only, or another part than was requested."""
+    """The server sends only whole files, or another part than the requested one."""
 
 
 class Cut(Exception):
-    """No answer, an answer that broke off, or one that says "later"."""
+    """There was no response, one that broke off, or one that asks to try later."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
-        """`wait` is the seconds that the server asks to wait."""
+        """`wait` is how many seconds the server asks to wait."""
         super().__init__(reason)
         self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often an attempt that brings nothing is made again, and how the time between is passed."""
+    """How many attempts in a row may bring nothing, the longest wait in seconds, and the function that waits."""
 
     attempts: int = 5
     longest: float = 60.0
     sleep: Callable[[float], None] = time.sleep
 
     def wait(self, file: HubFile, failed: int, cut: Cut) -> None:
-        """Wait as long as the server asks, else 1, 2, 4... seconds.
+        """Wait as long as the server asks, else 1, 2, 4, ... seconds up to `longest`.
 
         Raises:
-            Unreachable: after the last attempt, or when the server asks for more than `longest`.
+            Unreachable: after the last attempt, or when the server asks to wait more than `longest`.
         """
         wait = cut.wait
         if failed >= self.attempts or (wait is not None and wait > self.longest):
@@ -84,7 +84,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class RangeResponse:
-    """What a range request brought: pieces of bytes, and the entity tag of the whole."""
+    """The response to a range request: its bytes in pieces, and the strong entity tag of the whole file, if any."""
 
     pieces: Iterator[bytes]
     tag: str
@@ -92,11 +92,11 @@ class RangeResponse:
 
 @contextmanager
 def opened(file: HubFile, start: int, stop: int, *, tag: str = "") -> Generator[RangeResponse]:
-    """Bytes `start` to `stop` of a file; with a `tag` only if the file still has it.
+    """Open bytes `start` to `stop` - 1 of a file; if a `tag` is given, only if the file still has it.
 
     Raises:
-        RangesIgnored: when the answer is the whole file, packed, or of another place.
-        Cut: when there is no answer, it breaks off, or the server says to come later.
+        RangesIgnored: when the response is the whole file, compressed, or another range.
+        Cut: when there is no response, it breaks off, or the server asks to try later.
         Unreachable: when the hub refuses, or HF_HUB_OFFLINE is set.
     """
     if is_offline():
@@ -122,32 +122,32 @@ def opened(file: HubFile, start: int, stop: int, *, tag: str = "") -> Generator[
 
 
 def fetch_whole(repo: str, file: str, revision: str) -> Path:
-    """The file in the hub's own cache, fetched by huggingface_hub where it lacks it.
+    """The path of a whole file in the hub's own cache, downloaded by huggingface_hub if it is not there.
 
-    What the hub says of the file is checked first, as it becomes part of a path. The fetch is given up when it brings
-    more bytes than were stated, or none for QUIET seconds, however long the hub asks to wait.
+    The hub's metadata are checked first, since they become part of a path. The download is abandoned when it brings
+    more bytes than the hub stated, or none for QUIET seconds, however long the hub asks to wait.
 
     Raises:
-        BadFile: when the hub says of the file what cannot be.
-        One of REFUSALS: when it cannot be fetched.
+        BadFile: when the hub's metadata are impossible, or state too large a .json, .yaml, .yml or .toml file.
+        One of REFUSALS: when the file cannot be fetched.
     """
     most = LARGEST
     if not isinstance(huggingface_hub.try_to_load_from_cache(repo, file, revision=revision), str):
-        with suppress(*REFUSALS):  # what is wrong is said below, where it is not in the cache
+        with suppress(*REFUSALS):  # the download below fails with the same reason
             stated = resolve(repo, file, revision)
             most = LARGEST if stated is None else stated.size
         if JSON < most < LARGEST and file.endswith(_SMALL_FILES):
             raise BadFile(f"{file} of {repo} has {most:,} bytes, and at most {JSON:,} are read. Check HF_ENDPOINT.")
     moved = threading.Event()
 
-    class Bar(tqdm):  # the one place where huggingface_hub tells what came
+    class Bar(tqdm):  # the only way to learn from huggingface_hub how many bytes have come
         def update(self, n: float | None = 1) -> bool | None:
             moved.set()
             if self.n + (n or 0) > most:
                 raise OSError(f"more than the {most:,} bytes came that the hub stated")
             return super().update(n)
 
-    # before version 1 it tells nobody, and is waited for
+    # before version 1 huggingface_hub takes no such class, and the download is simply waited for
     tells = "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
     bar: dict[str, Any] = {"tqdm_class": Bar} if tells else {}
 
@@ -181,14 +181,14 @@ def _send(url: str, headers: dict[str, str]) -> tuple[Any, Iterator[bytes]]:
         response = send(request)
         request = getattr(response, following)
         if request is None:
-            # as it comes: what waits for a full piece is lost in a kill
+            # read bytes as they come: any held back to fill a larger piece would be lost in a kill
             return response, response.iter_raw() if httpx else response.iter_content(_SMALL)
-        response.close()  # both libraries would read its body first, whole
+        response.close()  # when following redirects themselves, both libraries would read the whole body first
     raise ConnectionError(f"{url} leads on more than {_REDIRECTS} times")
 
 
 def _check(file: HubFile, response: Any, pieces: Iterator[bytes], start: int) -> None:
-    """Let through the answer that holds what was requested. Raises RangesIgnored, Cut, Unreachable as `opened`."""
+    """Check that a response holds the requested range. Raises RangesIgnored, Cut, Unreachable as `opened` does."""
     status = int(response.status_code)
     if status in LATER:
         raise Cut(f"the server answers {status}", retry_after(response.headers))
@@ -207,7 +207,7 @@ def _check(file: HubFile, response: Any, pieces: Iterator[bytes], start: int) ->
 
 
 def _steady(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """The pieces, with whatever breaks them off as a Cut: also that they are too many, or too slow."""
+    """Yield the pieces, raising Cut when they break off, exceed the size, or come too slowly."""
     meter = Meter(size)
     while True:
         try:

@@ -1,9 +1,9 @@
 """Judges of generated text: language quality and presence of a theme, 0 to 5 each (section 4.2, appendix B). No torch.
 
-    llm.LLMJudge           asks a language model, with the rubrics of the paper; costs requests, answers are kept
-    offline.OfflineJudge   the unsteered model's loss and a classifier of topics; no key, no network, deterministic
+    llm.LLMJudge           asks a language model, with the rubrics of the paper; costs requests, and keeps the answers
+    offline.OfflineJudge   the unsteered model's loss and a topic classifier; no key, no network, deterministic
 
-Both come with the extra "judge". Any object with a `name` and a `score` is a judge too.
+Both need the extra "judge". Any object with a `name` and a `score` is a judge too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HIGHEST: Final = 5
 
 
 def final_score(behavior: float, coherence: float, *, suppress: bool) -> float:
-    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress, of marks 0 to 5: 0 to 1 (section 4.2).
+    """Behavioral x Coherence, or (1 - Behavioral) x Coherence to suppress; 0 to 1, from marks of 0 to 5 (section 4.2).
 
-    Both marks are divided by 5 first: 1 - Behavioral needs shares. Appendix C.3 writes "Behavioral x Cumulative" for
-    the same.
+    Both marks are first divided by 5, since 1 - Behavioral needs a share. Appendix C.3 calls the same score
+    "Behavioral x Cumulative".
     """
     topic = behavior / HIGHEST
     return (1 - topic if suppress else topic) * (coherence / HIGHEST)
@@ -38,10 +38,10 @@ class Score:
 
     Attributes:
         coherence: language quality, 0 (none) to 5.
-        behavior: presence of the theme, 0 (none) to 5, whether it was to be promoted or suppressed.
+        behavior: presence of the theme, 0 (none) to 5, in either direction of steering.
 
     Raises:
-        InvalidArgument: for a mark outside 0 to 5, NaN among them.
+        InvalidArgument: for a mark outside 0 to 5, including NaN.
     """
 
     coherence: float
@@ -62,8 +62,8 @@ class Judged:
         text: what was generated, without the prompt.
         prompt: what it continues.
         loss: mean loss of its tokens in nats under the unsteered model, given the prompt
-            (`saeflow.steering.metrics.losses`). NaN where there is none: a judge that reads texts only never looks.
-        ids: its tokens, where they are known; without them repetition is counted in words.
+            (`saeflow.steering.metrics.losses`). NaN if unknown; judges that only read the text do not use it.
+        ids: its tokens, if known; without them repetition is counted in words.
     """
 
     text: str
@@ -74,11 +74,11 @@ class Judged:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Marks texts. The scores of a text do not depend on the texts it is judged with."""
+    """Marks texts. The score of a text does not depend on the other texts judged with it."""
 
     @property
     def name(self) -> str:
-        """What is said of the judge next to every number that rests on it."""
+        """A name of the judge, shown next to every number that depends on it."""
         ...
 
     def score(

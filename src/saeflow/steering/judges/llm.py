@@ -1,10 +1,10 @@
-"""A language model as judge: the rubrics of appendix B at any endpoint that speaks the chat API of OpenAI. No torch.
+"""A language model as judge: the rubrics of appendix B at any endpoint with the chat API of OpenAI. No torch.
 
-    texts -> messages -> answers in the cache | requests -> strict reading -> marks
+    texts -> messages -> cached answers | requests -> strict parsing -> marks
 
-The paper asks gpt-4o-mini. What was answered is kept on disk as it comes in, so a run that ends early, in whatever way,
-resumes, and a rerun asks nothing. A kept answer holds marks and the names of model and subjects, neither texts nor
-keys. The key is sent to the endpoint and goes nowhere else.
+The paper uses gpt-4o-mini. Answers are cached on disk as they arrive, so an interrupted run can resume, and a rerun
+sends no requests. A cached answer holds the marks and the names of rubric, model and subjects, but no texts or keys.
+The key is only sent to the endpoint.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ class LLMJudge:
     """Marks texts by asking a language model.
 
     Args:
-        model: its name at the endpoint; empty: SAEFLOW_JUDGE_MODEL, else "gpt-4o-mini".
-        base_url: where the chat API is, "http://localhost:8000/v1" for a local server; None: OPENAI_BASE_URL, else the
-            API of OpenAI.
-        key: of the endpoint; None: OPENAI_API_KEY. An endpoint at another base URL may need none.
-        temperature: of the judge's answers; None leaves it to the endpoint, for models that allow no other.
-        seed: sent where the endpoint knows it.
-        reasks: how often a question is put again when its answer cannot be read. The model is then shown its answer
-            and what is wrong with it; the first question is always the paper's.
-        pacing: when requests go out.
-        cache: folder of the answers; None: `judge` in saeflow's cache folder.
+        model: its name at the endpoint; if empty, SAEFLOW_JUDGE_MODEL, or else "gpt-4o-mini".
+        base_url: the address of the chat API, such as "http://localhost:8000/v1" for a local server; if None,
+            OPENAI_BASE_URL, or else the API of OpenAI.
+        key: of the endpoint; if None, OPENAI_API_KEY. An endpoint at another base URL may need none.
+        temperature: of the judge's answers; None leaves it to the endpoint, for models that allow only one.
+        seed: sent to endpoints that support it.
+        reasks: how often to ask again when an answer cannot be parsed. The model is then shown its answer and what is
+            wrong with it; the first question is always the paper's.
+        pacing: limits on the rate, time and retries of requests.
+        cache: folder of the answers; if None, `judge` in saeflow's cache folder.
 
     Attributes:
-        counts: since this judge was made, "asked": requests sent, retries and repeated questions among them; "cached":
-            texts whose answer was in the cache; "retried": requests sent again because the endpoint was busy, broken
-            or out of reach; "reasked": questions put again because the answer could not be read.
+        counts: since this judge was made, "asked": requests sent, including retries and repeated questions; "cached":
+            different texts whose answer was in the cache; "retried": requests sent again because the endpoint was busy,
+            broken or unreachable; "reasked": questions repeated because the answer could not be parsed.
 
     Raises:
-        InvalidArgument: for a value outside its range, an address that is none, or no key for OpenAI's own API.
+        InvalidArgument: for a value outside its range, an invalid address, or a missing key for OpenAI's own API.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LLMJudge:
         pacing: Pacing | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        """Read the settings; nothing is asked yet."""
+        """Read the settings; send no requests yet."""
         self.model = model or os.environ.get("SAEFLOW_JUDGE_MODEL") or DEFAULT_MODEL
         self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         if self._base_url is not None and not is_address(self._base_url):
@@ -96,19 +96,19 @@ class LLMJudge:
 
     @property
     def name(self) -> str:
-        """The model, as named beside every number."""
+        """The model and the rubrics, as shown next to every number."""
         return f"{self.model} (rubrics of appendix B)"
 
     def score(
         self, theme: Theme, direction: SteeringDirection, texts: Sequence[Judged], *, progress: Progress | None = None
     ) -> list[Score]:
-        """A score for each text, in order: the behavior mark is that of the theme's own subject.
+        """A score for each text, in order; the behavior mark is that of the theme's own subject.
 
         Raises:
-            MissingExtra: when something has to be asked and the package openai is not installed.
+            MissingExtra: when a request is needed and the package openai is not installed.
             Unreachable: when the endpoint gives no answer, or refuses the key.
-            InvalidArgument: when it does not know the model or the request.
-            BadAnswer: when some answers cannot be read, after all others were asked for and kept.
+            InvalidArgument: when the endpoint does not know the model, or rejects the request.
+            BadAnswer: when some answers cannot be parsed, after all others were requested and cached.
         """
         own = rubric_for(theme, direction).own
         found = self.answers(theme, direction, texts, progress=progress)
@@ -119,13 +119,13 @@ class LLMJudge:
     ) -> list[Marks]:
         """The whole answer for each text, with the marks of all subjects in the order of `rubric_for`.
 
-        Equal texts are asked about once. Each answer is kept as soon as it is there, and one that cannot be read stops
-        no other.
+        Equal texts are asked about once. Each answer is cached as soon as it arrives, and an answer that cannot be
+        parsed does not stop the others.
 
         Raises:
             MissingExtra, Unreachable, InvalidArgument, BadAnswer: as `score`.
         """
-        # 1. what is asked about each text, and what is known
+        # 1. make the question about each text, and look its answer up in the cache
         rubric = rubric_for(theme, direction)
         messages = [rubric.ask(text.text) for text in texts]
         keys = [
@@ -142,7 +142,7 @@ class LLMJudge:
         if not missing:
             return [found[key] for key in keys]
 
-        # 2. the others, several at once
+        # 2. ask about the others, several at a time
         unread: list[BadAnswer] = []
 
         def take(key: str, answer: Future[Marks]) -> None:
@@ -174,7 +174,7 @@ class LLMJudge:
         return [found[key] for key in keys]
 
     def _ask(self, endpoint: Endpoint, rubric: Rubric, key: str, message: str) -> Marks:
-        """One answer, kept; the question is put again where it cannot be read."""
+        """Ask for one answer and cache it; repeat the question while the answer cannot be parsed."""
         first: Messages = [{"role": "system", "content": rubric.system}, {"role": "user", "content": message}]
         messages, wrong = first, ""
         for attempt in range(self._reasks + 1):
@@ -194,7 +194,7 @@ class LLMJudge:
 
 
 def marks_to_keep(marks: Marks, rubric: Rubric, model: str) -> dict[str, object]:
-    """What is kept of an answer: marks, the rubric, and the names of model and subjects."""
+    """What is cached of an answer: its marks, and the names of rubric, model and subjects."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -207,7 +207,7 @@ def marks_to_keep(marks: Marks, rubric: Rubric, model: str) -> dict[str, object]
 
 
 def kept_marks(kept: object, rubric: Rubric) -> Marks | None:
-    """The marks of what `marks_to_keep` wrote; None where it is something else, or an answer to another rubric."""
+    """The marks in what `marks_to_keep` made; None if it is something else, or does not fit the rubric."""
     if not isinstance(kept, dict) or (kept.get("format"), kept.get("version")) != (FORMAT, VERSION):
         return None
     try:

@@ -1,31 +1,30 @@
-"""A judge that needs no key, no network and no language model but the one that is steered.
+"""A judge that needs no key, no network and no language model except the steered one.
 
     behavior    a classifier of the theme's example texts against background texts (`topic`)
-    coherence   the unsteered model's loss, and repetition, against unsteered samples of the same prompt:
+    coherence   the unsteered model's loss, and repetition, relative to unsteered samples of the same prompt:
 
     coherence = 5 x probability x variety x length          each factor 0 to 1
 
     probability   min(1, exp(m - loss)), where m is the upper quartile of the losses of unsteered samples of the
-                  same prompt. A text whose every token is half as probable gets half the marks. As probable as
-                  three of four of the model's own, or more, gets full marks: less loss than a sample at this
-                  temperature is no better language. With the median in place of the quartile unsteered samples
-                  of the demo model had 4.2 to 4.6, now 4.7 to 4.8; other text was told from them as well.
+                  same prompt. A text whose every token is half as probable gets half the marks. A loss at or below
+                  m gets full marks, since less loss than a typical sample at this temperature does not mean
+                  better language. With the median in place of the quartile, unsteered samples of the demo model
+                  scored 4.2 to 4.6, now 4.7 to 4.8; they were told from other text equally well.
     variety       the smallest, over n = 1, 2, 3, of min(1, distinct-n / the unsteered samples' 10 % quantile).
-                  A loop has a low loss (Holtzman et al. 2020, arXiv 1904.09751): a text of which half says the
-                  same again gets half the marks. 9 of 10 unsteered samples lose nothing for one n.
-    length        min(1, 4 x units / the 10 % quantile of units of unsteered samples): a text that stops at once
-                  cannot be read. From a quarter of the usual length on nothing is lost.
+                  Loops have a low loss (Holtzman et al. 2020, arXiv 1904.09751); here, a text whose second half
+                  repeats the first gets about half the marks. For any one n, 9 of 10 unsteered samples lose nothing.
+    length        min(1, 4 x units / the 10 % quantile of the units of unsteered samples): a text that stops at once
+                  cannot be judged. A quarter of the usual length is enough for full marks.
 
-Each factor is a ratio to unsteered text of the same model, prompt and sampling, so no constant depends on the
-model, and the marks of two models do not compare. The mark is monotone in the loss and in each distinct-n.
-What it does not see: text that is false, off the point of its prompt, or fluent and senseless in a way that the
-model itself would be. Steered and unsteered loss differ also because the topic is less expected; that is no fault of
-the language, and lowers marks all the same.
+Each factor is relative to unsteered text of the same model, prompt and sampling, so no constant depends on the
+model, and marks of different models are not comparable. The mark is monotone in the loss and in each distinct-n.
+It misses text that is false, unrelated to its prompt, or fluent nonsense such as the model itself would write. The loss
+of steered text is also higher because its topic is less expected, which lowers marks although the language is no worse.
 
-The judge is deterministic, and learns from example texts and unsteered text alone: no steered text is ever trained on,
-and the mark of a text does not depend on the others. It is a cheap, blunt instrument: it knows the words of a theme,
-not whether a sentence is about it. docs/offline-judge.md says how well it does; where a language model can be asked,
-ask one.
+The judge is deterministic and learns only from example texts and unsteered text: it never trains on steered text, and
+the mark of a text does not depend on the other texts. It is cheap and blunt: it knows the words of a theme, but not
+whether a sentence is about it. docs/offline-judge.md reports how well it does; prefer a language model where one is
+available.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ AT_ONCE: Final = 256
 
 
 def pack_background(pack: str, n: int = 60, seed: int = 0) -> list[str]:
-    """Up to `n` texts of each domain of a pack, as a background for its themes; none of what is no pack.
+    """Up to `n` texts of each domain of a pack, as a background for its themes; empty if `pack` is not a pack.
 
     Raises:
         BadFile: when the pack's texts cannot be read.
@@ -64,18 +63,18 @@ def pack_background(pack: str, n: int = 60, seed: int = 0) -> list[str]:
 class OfflineJudge:
     """Marks texts by the unsteered model's loss and a classifier of topics.
 
-    A theme's classifier is fitted when it is first needed. Its background are the texts of `background` and the
-    unsteered samples of the prompt it is activated on, where there are some: what the model writes there by itself.
-    Samples of the prompt it is suppressed on are about the theme, and teach nothing; nor do those of other themes'
-    prompts, so that a theme is judged alike whatever it is judged with.
+    A theme's classifier is fitted when it is first needed. Its background consists of the texts of `background` and of
+    any unsteered samples of the prompt that the theme is activated on. Samples of the prompt it is suppressed on are
+    not used, since they are about the theme; nor are samples of other themes' prompts, so that marks do not depend on
+    which themes are judged together.
 
     Args:
-        background: texts about nothing in particular, of the kind the model writes; of any length. Give as many of
-            each kind. Texts about the theme among them make it harder to tell.
-        reference: unsteered samples, by prompt or as one sequence, with their losses. What is judged must continue one
-            of these prompts; a prompt that asks for the theme may be missing, and is then compared with the
+        background: texts about nothing in particular, of the kinds the model writes, of any length. Give equally many
+            of each kind; texts about the theme among them make it harder to recognise.
+        reference: unsteered samples, by prompt or as one sequence, with their losses. Judged texts must continue one of
+            these prompts; a prompt that asks for the theme may be missing, and its texts are then compared with the
             samples of the theme's plain prompt.
-        window: words of a window that is classified, as many as the texts to judge have.
+        window: words in a window to classify; use the length of the texts to judge.
 
     Raises:
         InvalidArgument: for a window below 4 words, or fewer than 4 unsteered samples of a prompt.
@@ -104,7 +103,7 @@ class OfflineJudge:
 
     @property
     def name(self) -> str:
-        """What the judge reads, as named next to every number."""
+        """What the judge reads, as shown next to every number."""
         return "offline (loss and TF-IDF)"
 
     def score(
@@ -130,7 +129,7 @@ class OfflineJudge:
         return found
 
     def report(self, theme: Theme) -> TopicReport:
-        """How well the classifier of a theme does on texts it has not seen; fits it some 30 times.
+        """How well the classifier of a theme does on held-out texts; takes some 30 fits.
 
         Raises:
             InvalidArgument: for a theme with fewer than 5 examples.
@@ -139,7 +138,7 @@ class OfflineJudge:
         return held_out(theme.name, self._windows(theme), window=self._window)
 
     def topic(self, theme: Theme) -> Topic:
-        """The theme's classifier, fitted once: a function of the theme's examples and of its plain prompt.
+        """The theme's classifier; fitted once for each combination of examples and plain prompt.
 
         Raises:
             InvalidArgument: for a theme with fewer than 5 examples, or fewer than 5 background texts.
@@ -170,7 +169,7 @@ class OfflineJudge:
 
 
 def _plain(theme: Theme) -> str | None:
-    """The prompt a theme is activated on, unless it is suppressed on the same: then its samples may be about it."""
+    """The prompt a theme is activated on; None if it is suppressed on the same one, whose samples may be about it."""
     if theme.activate is None or (theme.suppress and theme.suppress.prompt == theme.activate.prompt):
         return None
     return theme.activate.prompt
@@ -182,7 +181,7 @@ LENGTHS: Final = (1, 2, 3)
 """The n of the n-grams whose repetition is counted."""
 
 FEWEST: Final = 4
-"""Unsteered samples below which no quantile is taken; 50 or more give steady ones."""
+"""The fewest unsteered samples for taking quantiles; 50 or more make them stable."""
 
 _TENTH: Final = 0.1
 _UPPER: Final = 0.75
@@ -191,13 +190,13 @@ _WORD: Final = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What unsteered samples of one prompt are like.
+    """Statistics of the unsteered samples of one prompt.
 
     Attributes:
-        loss: the 75 % quantile of their losses, nats a token.
+        loss: the 75 % quantile of their losses, in nats per token.
         distinct: the 10 % quantile of distinct-1, -2 and -3.
         units: the 10 % quantile of their lengths.
-        words: whether units are words; else tokens.
+        words: whether units are words; otherwise they are tokens.
         n: how many samples there were.
     """
 
@@ -209,11 +208,11 @@ class Usual:
 
     @staticmethod
     def of(samples: Sequence[Judged], *, words: bool | None = None) -> Usual:
-        """From unsteered samples of one prompt.
+        """Take the statistics of unsteered samples of one prompt.
 
         Args:
-            samples: those without text are left out.
-            words: count in words; None: only where some sample comes without ids.
+            samples: the samples; those without text are left out.
+            words: count in words rather than tokens; None for words only if some sample has no ids.
 
         Raises:
             InvalidArgument: for fewer than 4 samples with text, or one without a loss.
@@ -241,7 +240,7 @@ class Usual:
         """The mark of a text, 0 to 5; an empty text gets 0.
 
         Raises:
-            InvalidArgument: when the text has no loss, or no ids where the samples have them.
+            InvalidArgument: when the text has no loss, or no ids although the samples have them.
         """
         if not judged.text.strip():
             return 0.0
@@ -256,7 +255,7 @@ class Usual:
         return HIGHEST * probability * self.variety(units) * min(1.0, 4 * len(units) / max(self.units, 1.0))
 
     def variety(self, units: Sequence[int] | Sequence[str]) -> float:
-        """What is left after repetition, 0 to 1; an n that the text is too short for does not count."""
+        """The variety factor, 0 to 1; values of n that the text is too short for do not count."""
         ratios = [
             distinct(units, n) / usual
             for n, usual in zip(LENGTHS, self.distinct, strict=True)
@@ -266,7 +265,7 @@ class Usual:
 
 
 def _units(judged: Judged, *, words: bool) -> Sequence[int] | Sequence[str]:
-    """What repetition is counted in: words in lower case and single marks, or tokens."""
+    """The units in which repetition is counted: lower-case words and single punctuation marks, or tokens."""
     return _WORD.findall(judged.text.lower()) if words else judged.ids
 
 

@@ -1,10 +1,10 @@
-"""The two rubrics of the paper, word for word, and strict reading of what is answered (appendix B). No torch.
+"""The two rubrics of the paper, word for word, and strict parsing of the answers (appendix B). No torch.
 
     B.1  several subjects at once: {"coherence": 5, "behavioral": [1, 1, 1]}       deactivation
     B.2  one subject, related terms count too: {"coherence": 5, "behavioral": 1}   activation
 
-The texts are the paper's with its line breaks and spelling. With the three subjects of B.1 the rubric is the paper's to
-the letter; with others only the list, the order and the example answer change.
+The texts keep the paper's line breaks and spelling. With the three subjects of B.1 the rubric is exactly the paper's;
+for other subjects only the list, the order and the example answer change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from saeflow.steering.theme import Theme
 
 
 class BadAnswer(SaeflowError, ValueError):
-    """A judge's answer that is not what the rubric asks for; the message says what is wrong with it."""
+    """Raised for an answer that does not have the format of the rubric; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Subject:
 
     @staticmethod
     def of(subject: str) -> Subject:
-        """From text: "** name **. What counts." as in the rubric, or a bare name.
+        """Parse a subject from text: "** name **. What counts." as in the rubric, or a bare name.
 
-        A subject of the paper gets the paper's own words, where the text says no others.
+        A subject of the paper gets the paper's description unless the text has a different one.
         """
         found = re.fullmatch(r"\s*\*\*\s*(.+?)\s*\*\*\s*\.?\s*(.*)", subject, re.DOTALL)
         name, description = (found[1], found[2].strip()) if found else (subject.strip(), "")
@@ -130,7 +130,7 @@ Format your output as JSON:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What a rubric's answer says.
+    """The marks in an answer to a rubric.
 
     Attributes:
         coherence: 0 to 5.
@@ -143,13 +143,13 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """What a judge is told, how a text is put to it, and how its answer is read.
+    """The instructions for a judge, with the format of its questions and the parser of its answers.
 
     Attributes:
         name: "B.1" or "B.2".
         system: the system prompt.
-        subjects: what the numbers of `Marks.behavioral` are about, in order.
-        own: which of them is the theme's own.
+        subjects: the subjects that `Marks.behavioral` rates, in order.
+        own: index of the theme's own subject.
     """
 
     name: str
@@ -158,12 +158,12 @@ class Rubric:
     own: int = 0
 
     def ask(self, text: str) -> str:
-        """The message about one text, in the input format of the rubric."""
+        """The user message about one text, in the input format of the rubric."""
         quoted = f'Text:\n"""\n{text}\n"""\n'
         return f"\n{quoted}" if self.name == "B.1" else f"Subject: {self.subjects[0].name}\n{quoted}"
 
     def read(self, said: str) -> Marks:
-        r"""An answer, read strictly: a JSON object alone or in a code fence, these keys, whole numbers 0 to 5.
+        r"""Parse an answer strictly: only a JSON object, bare or in a code fence, these keys, whole numbers 0 to 5.
 
         >>> one_subject("Religion and God").read('{"coherence": 4, "behavioral": 2}')
         Marks(coherence=4, behavioral=(2,))
@@ -187,10 +187,10 @@ class Rubric:
 
 
 def several_subjects(subjects: Sequence[Subject] = PAPER_SUBJECTS, own: int = 0) -> Rubric:
-    """Rubric B.1 for these subjects; `own` is the place of the theme's own.
+    """Rubric B.1 for these subjects; `own` is the index of the theme's own subject.
 
     Raises:
-        InvalidArgument: for no subject, more than 26, or an `own` that is none of them.
+        InvalidArgument: for no subject or more than 26, or an `own` that is out of range.
     """
     if not 1 <= len(subjects) <= len(string.ascii_lowercase):
         raise InvalidArgument(f"{len(subjects)} subjects do not fit rubric B.1. Give 1 to 26.")
@@ -208,16 +208,16 @@ def several_subjects(subjects: Sequence[Subject] = PAPER_SUBJECTS, own: int = 0)
 
 
 def one_subject(subject: str) -> Rubric:
-    """Rubric B.2: its text is the same for every subject, which is named beside the text to judge."""
+    """Rubric B.2: the system prompt is the same for every subject; the user message names the subject."""
     return Rubric("B.2", _ONE, (Subject(subject),))
 
 
 def rubric_for(theme: Theme, direction: SteeringDirection) -> Rubric:
     """The rubric a theme is judged with.
 
-    B.1 for a theme with several subjects, in either direction (C.3 activates one of the subjects of B.1), and for
-    what is suppressed; B.2 for other activation. The paper's three subjects are listed in the paper's order,
-    whichever is the theme's own.
+    B.1 for suppression, and in either direction for a theme with a list of subjects (C.3 activates one of the subjects
+    of B.1); B.2 for other activation. The paper's three subjects are listed in the paper's order, whichever is the
+    theme's own.
     """
     if not theme.subjects and direction is SteeringDirection.ACTIVATE:
         return one_subject(theme.subject)
@@ -262,7 +262,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _mark(value: object, name: str) -> int:
-    if type(value) is not int:  # a bool is an int to isinstance
+    if type(value) is not int:  # isinstance would accept a bool
         raise BadAnswer(f"{name} is {_short(value)}, no whole number. Give one from 0 to {HIGHEST}.")
     if not 0 <= value <= HIGHEST:
         raise BadAnswer(f"{name} is {_short(value)}, outside 0 to {HIGHEST}.")
@@ -270,6 +270,6 @@ def _mark(value: object, name: str) -> int:
 
 
 def _short(value: object) -> str:
-    """A value as it was written, cut to one readable line."""
+    """A value as JSON, truncated to one readable line."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}…"

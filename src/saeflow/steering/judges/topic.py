@@ -1,17 +1,17 @@
-"""How much of a theme is in a text, from a classifier of the theme's example texts against others. No torch.
+"""How much of a theme is in a text, by a classifier of the theme's example texts against other texts. No torch.
 
-1. Texts are cut into windows of about as many words as are generated, at most `window`; nothing is learned from length.
-2. A window becomes TF-IDF of words and pairs of words, and of pieces of words of 3 to 5 characters: "prayed" then
-   has something of "prayer", and code has more than its words.
-3. Logistic regression. Both classes weigh the same in all, however many texts there are of each: 2.5 of 5 says that
-   example and background are equally probable, before which nothing is known of the text.
-4. Regularised regression on few texts is too unsure of itself. Its output becomes a probability by a logistic curve
-   that is fitted to windows held out in turn (Platt 1999), with his smoothed targets.
-5. The mark of a text is 5 times the mean probability of its windows. Windows it was fitted on are marked by the
+1. Cut texts into windows of about `window` words, the length of a generation, so that length carries no information.
+2. Represent a window by TF-IDF of words and word pairs, and of character n-grams of 3 to 5 characters within words:
+   "prayed" is then close to "prayer", and code is described by more than its words.
+3. Fit a logistic regression. Both classes have the same total weight, however many texts each has, so that a mark of
+   2.5 out of 5 means equal odds of example and background.
+4. Regularised regression on few texts is underconfident. A logistic curve turns its output into a probability; it is
+   fitted to windows that were held out fold by fold (Platt 1999), with Platt's smoothed targets.
+5. The mark of a text is 5 times the mean probability of its windows. Windows of the training texts are marked by the
    classifier of step 4 that was fitted without them.
 
-Nothing here is random: folds follow the order of the texts. `held_out` fits steps 2 to 4 again without each fold, and
-says how the fold was judged: no example is scored by a classifier that has seen any part of it.
+Nothing is random: folds follow the order of the texts. `held_out` repeats steps 2 to 4 without each fold and reports
+how its windows are judged, so no example is scored by a classifier that has seen any part of it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from saeflow.errors import InvalidArgument, MissingExtra
 from saeflow.steering.judges import HIGHEST
 
 WINDOW: Final = 28
-"""Words of a window: about the 36 tokens of a generation of appendix B.2."""
+"""Words in a window: about the 36 tokens of a generation in appendix B.2."""
 
 FEWEST: Final = 5
-"""Example texts below which nothing can be held out."""
+"""The fewest example texts, and background texts: one for each fold."""
 
 FOLDS: Final = 5
 BINS: Final = 5
 
 TOKENS: Final = r"\w+|[^\w\s]+"
-"""Words and runs of marks: marks are much of what code is made of."""
+"""Words and runs of punctuation, since code is largely punctuation."""
 
 STRENGTH: Final = 1.0
-"""C of the logistic regression. On themes of the demo pack 10 told examples from those of other themes no better."""
+"""C of the logistic regression. On themes of the demo pack, 10 separated examples of different themes no better."""
 
 _WORD: Final = re.compile(r"\S+\s*")
 
@@ -51,8 +51,8 @@ class Bin(NamedTuple):
 
     Attributes:
         predicted: their mean probability.
-        observed: the share of them that are of the theme, both classes weighing the same in all.
-        weight: what they weigh of all windows, each class half.
+        observed: the share of them that are of the theme, with both classes weighted equally overall.
+        weight: their share of the weight of all windows, where each class has half.
         n: how many there are.
     """
 
@@ -64,19 +64,19 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TopicReport:
-    """How well a theme is told from its background, on windows of texts that were held out.
+    """How well the classifier separates a theme from its background, on windows of held-out texts.
 
     Attributes:
-        theme: its name.
-        examples: example texts; the folds hold out whole texts.
-        windows: windows of examples.
-        background: windows of the background.
+        theme: name of the theme.
+        examples: number of example texts; the folds hold out whole texts.
+        windows: number of windows of examples.
+        background: number of windows of the background.
         auc: probability that a window of an example gets a higher mark than one of the background; 0.5 is chance.
-        brier: mean squared error of the probability, both classes weighing the same; 0.25 for one that knows nothing.
-        error: mean distance of predicted and observed over `bins`, weighed by what is in them: calibration, 0 is best.
+        brier: mean squared error of the probability, with both classes weighted equally; 0.25 for a constant 0.5.
+        error: calibration error: mean distance between predicted and observed over `bins`, by their weight; 0 is best.
         on_topic: mean mark of the examples' windows, 0 to 5.
-        off_topic: mean mark of the background's.
-        bins: the curve that `error` is of; bins without a window are left out.
+        off_topic: mean mark of the background's windows, 0 to 5.
+        bins: the calibration curve behind `error`; empty bins are left out.
     """
 
     theme: str
@@ -92,12 +92,12 @@ class TopicReport:
 
 
 class Windows(NamedTuple):
-    """Pieces of texts with what they are pieces of.
+    """Windows of texts, and the texts they come from.
 
     Attributes:
-        texts: the pieces.
-        groups: the text of each; a text is held out as a whole.
-        topic: whether the text is an example of the theme.
+        texts: the windows.
+        groups: number of the text that each comes from; texts are held out as a whole.
+        topic: whether that text is an example of the theme.
     """
 
     texts: tuple[str, ...]
@@ -105,12 +105,12 @@ class Windows(NamedTuple):
     topic: Bool[np.ndarray, " n"]
 
     def rows(self, index: Int[np.ndarray, " k"]) -> Windows:
-        """Some of them."""
+        """The windows at some indices."""
         return Windows(tuple(self.texts[i] for i in index.tolist()), self.groups[index], self.topic[index])
 
 
 def cut(text: str, window: int = WINDOW) -> list[str]:
-    """A text in pieces of about equal size and about `window` words, with its white space; [] without words.
+    """Cut a text into pieces of about equal size and about `window` words, keeping white space; [] without words.
 
     >>> cut("one two three four five six", 4)
     ['one two three ', 'four five six']
@@ -122,7 +122,7 @@ def cut(text: str, window: int = WINDOW) -> list[str]:
 
 
 def windows_of(examples: Sequence[str], background: Sequence[str], window: int = WINDOW) -> Windows:
-    """All windows of the examples, and one of each background text: the first, the second, … in turn.
+    """All windows of the examples, and one window per background text: the first of one, the second of the next, …
 
     Raises:
         InvalidArgument: for fewer than 5 examples or background texts with words.
@@ -145,11 +145,11 @@ class Topic:
     """A fitted classifier of one theme.
 
     Attributes:
-        decide: texts -> how far each is on the side of the theme, in units of the regression.
-        held: the same of each window it was fitted on, by a classifier that was fitted without its fold.
-        slope: of the logistic curve, 0 or more: 0 where held-out examples are not told from the background.
+        decide: texts -> decision value of the regression for each, higher for the theme.
+        held: training window -> its decision value from a regression that was fitted without its fold.
+        slope: of the logistic curve, 0 or more: 0 if held-out examples do not stand out from the background.
         offset: of the curve.
-        window: words of a window.
+        window: words in a window.
     """
 
     decide: Callable[[Sequence[str]], Float[np.ndarray, " n"]]
@@ -159,10 +159,10 @@ class Topic:
     window: int
 
     def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """Probability that each text, as it is, is of the theme.
+        """Probability that each text, taken as one window, is of the theme.
 
-        A window of the background or an example is told by a classifier that has not seen it: unsteered samples, which
-        are part of the background, would else look further from the theme than steered ones for that reason alone.
+        Training windows are scored by a classifier that has not seen them. Otherwise unsteered samples, which are part
+        of the background, would look further from the theme than steered ones only because of the training.
         """
         new = list(dict.fromkeys(text for text in texts if text not in self.held))
         known = dict(self.held) | dict(zip(new, self.decide(new).tolist() if new else [], strict=True))
@@ -179,7 +179,7 @@ class Topic:
 
 
 def fit(windows: Windows, *, window: int = WINDOW) -> Topic:
-    """A classifier from windows, calibrated on folds of them.
+    """Fit a classifier to windows, and calibrate it on held-out folds of them.
 
     Raises:
         MissingExtra: when scikit-learn is not installed.
@@ -194,7 +194,7 @@ def fit(windows: Windows, *, window: int = WINDOW) -> Topic:
 
 
 def held_out(name: str, windows: Windows, *, window: int = WINDOW) -> TopicReport:
-    """How windows are judged by classifiers that have seen nothing of their texts.
+    """Judge windows by classifiers that have seen nothing of their texts, and report how well.
 
     Raises:
         MissingExtra: when scikit-learn is not installed.
@@ -226,7 +226,7 @@ def held_out(name: str, windows: Windows, *, window: int = WINDOW) -> TopicRepor
 
 
 def _regression(windows: Windows) -> Callable[[Sequence[str]], Float[np.ndarray, " n"]]:
-    """Logistic regression on these windows, as a function of texts."""
+    """Fit the logistic regression to these windows; return its decision function on texts."""
     text = scikit_learn("feature_extraction.text")
     features = scikit_learn("pipeline").make_union(
         text.TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKENS, sublinear_tf=True),
@@ -238,7 +238,7 @@ def _regression(windows: Windows) -> Callable[[Sequence[str]], Float[np.ndarray,
 
 
 def _folds(windows: Windows) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]]:
-    """Pairs (train, test) that keep the windows of a text together, and examples in every part."""
+    """Pairs of indices (train, test) that keep the windows of a text together, with examples in every fold."""
     selection = scikit_learn("model_selection")
     n = min(FOLDS, len(set(windows.groups[windows.topic].tolist())))
     split = selection.StratifiedGroupKFold(n_splits=n).split(windows.texts, windows.topic, windows.groups)
@@ -246,30 +246,30 @@ def _folds(windows: Windows) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray
 
 
 def logistic_curve(decisions: Float[np.ndarray, " n"], topic: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-    """Slope and offset of the probability over held-out decisions (Platt 1999), both classes weighing the same."""
+    """Fit slope and offset of the logistic curve to held-out decisions (Platt 1999); both classes weigh the same."""
     linear = scikit_learn("linear_model")
     yes, no = int(topic.sum()), int((~topic).sum())
     target = np.where(topic, (yes + 1) / (yes + 2), 1 / (no + 2))
     weights = _weights(topic)
     spread = float(decisions.std()) or 1.0
-    # a target between 0 and 1 is a row of each class, weighed by it
+    # express a target between 0 and 1 as one row of each class, with the target as weight
     rows = np.concatenate([decisions, decisions])[:, None] / spread
     classes = np.repeat([1, 0], len(decisions))
     of_rows = np.concatenate([target * weights, (1 - target) * weights]) * len(decisions)
     model = linear.LogisticRegression(C=1e4, max_iter=2000).fit(rows, classes, sample_weight=of_rows)
     slope = float(model.coef_[0, 0]) / spread
-    if slope <= 0:  # held-out examples look less like the theme than the background does: nothing was learned
+    if slope <= 0:  # the background looks more like the theme than held-out examples do: nothing was learned
         return 0.0, 0.0
     return slope, float(model.intercept_[0])
 
 
 def _weights(topic: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Half of all weight for each class; they sum to 1."""
+    """Weights that sum to 1, half of it in each class."""
     return np.where(topic, 0.5 / topic.sum(), 0.5 / (~topic).sum())
 
 
 def scikit_learn(module: str) -> Any:
-    """A module of scikit-learn, imported at first use."""
+    """Import a module of scikit-learn, or raise MissingExtra."""
     from importlib import import_module
 
     try:

@@ -1,13 +1,13 @@
-"""Scored texts as frames, one line per text and one per setting: what every table of a sweep is made from. No torch.
+"""Scored texts as frames, one line per text and one per setting: the source of every table of a sweep. No torch.
 
-Two rules keep the tables honest. Samples of one seed belong together: intervals are of samples, and two
-settings are compared on the same seeds. And choosing the best of several settings flatters it, since the luckiest wins:
-where a table shows a best of several, each half of the samples is measured at the setting that is best on the
-other half (`crossfit`).
+Two rules keep the tables unbiased. Samples of one seed are paired: intervals are over samples, and settings are
+compared on the same seeds. And since the best of several settings is partly lucky, a table that shows the best of
+several scores each half of the samples at the setting that is best on the other half (`crossfit`).
 
-For the same reason the grid only chooses: of each method the setting with the highest mean score, and the best at the
-layer where most starts lie (`choose`). What is reported is generated anew, with all baselines, on seeds that had no
-part in the choice: "random" puts random rows in place of the features of each chosen method.
+For the same reason the grid is only used to choose: for each method the setting with the highest mean score, and for
+single also the best at the layer where most starts lie (`choose`). Reported texts are generated anew, with all
+baselines, on seeds that had no part in the choice; "random" puts random rows in place of the features of each chosen
+method.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from saeflow.steering.sweep.settings import MULTI, NONE, ORDER, PROMPT, RANDOM, 
 from saeflow.steering.theme import Theme
 
 FOLDER: Final = "confirmed"
-"""Of the chosen settings, in the folder of the grid."""
+"""Folder of the chosen settings, inside that of the grid."""
 
 BEST, START_LAYER, BASELINE = "best", "start layer", "baseline"
-"""Why a setting is measured again: the best of its method, the best at the start layer, or a baseline."""
+"""Role of a setting measured again: the best of its method, the best at the start layer, or a baseline."""
 
 KEYS: Final = ["theme", "direction", "method", "mirrors", "layer", "schedule", "value"]
-"""What names a setting of a theme and a direction, as columns in the order of tables."""
+"""The columns that identify a setting of a theme and a direction, in the order of tables."""
 
 MARKS: Final[Mapping[str, Span]] = {"behavior": (0.0, HIGHEST), "coherence": (0.0, HIGHEST), "score": RATE}
 MEASURES: Final = ("loss", "distinct_1", "distinct_2", "share_layer", "share_total", "n_features")
@@ -45,16 +45,16 @@ class Cells:
     """The texts of one stage with the scores of one judge.
 
     Attributes:
-        judge: whose scores they are.
+        judge: name of the judge.
         texts: one line per text, in the order of the rows: `KEYS`, `MARKS`, `MEASURES`; cell, the line of its setting
-            in `settings`; dataset and text, the sample, as `experiments.statistics` names what is drawn.
-        settings: one line per setting: `KEYS`, and the means of marks and measures over its samples; themes as they
-            come, directions and methods in the order of tables, then by layer and value.
-        values: marks and measures, settings by samples; NaN where there is no text, or no value.
+            in `settings`; dataset, always 0, and text, its sample, the names that `experiments.statistics` uses.
+        settings: one line per setting: `KEYS`, and the means of marks and measures over its samples; themes in the
+            order of the rows, directions and methods in the order of tables, then by the other `KEYS`.
+        values: for each mark and measure, its values, settings by samples; NaN for a missing text or value.
     """
 
     def __init__(self, judge: str, texts: pd.DataFrame) -> None:
-        """Of texts with `KEYS`, sample, and any of marks and measures; a cell without a number is left out of means."""
+        """Take texts with `KEYS`, sample, and any of marks and measures; means leave out missing values."""
         numbers = [name for name in (*MARKS, *MEASURES) if name in texts]
         texts = texts.assign(
             theme=pd.Categorical(texts["theme"], texts["theme"].unique()),
@@ -74,7 +74,7 @@ class Cells:
 
     @staticmethod
     def of(results: Results, scores: JudgeScores) -> Cells:
-        """The rows of a folder with a judge's scores.
+        """Combine the rows of a folder with a judge's scores.
 
         Raises:
             InvalidArgument: when the folder has no rows.
@@ -90,7 +90,7 @@ class Cells:
 
     @property
     def steered(self) -> pd.DataFrame:
-        """The settings that change something."""
+        """The settings that steer, without the unsteered and prompted ones."""
         return self.settings[~self.settings["method"].isin([NONE, PROMPT])]
 
     @property
@@ -100,24 +100,24 @@ class Cells:
         return unsteered.set_index(["theme", "direction"])["score"].rename("default")
 
     def with_intervals(self, *names: str) -> pd.DataFrame:
-        """The settings with the interval of some marks, NAME_low, NAME_high, NAME_n."""
+        """The settings with intervals of some marks, in columns NAME, NAME_low, NAME_high and NAME_n."""
         found = means(self.texts, ["cell"], {name: MARKS[name] for name in names})
         return self.settings.drop(columns=list(names)).join(found)
 
     def estimate(self, values: Float[np.ndarray, " k"]) -> Estimate:
-        """The mean of one score for each sample, with its interval."""
+        """The mean over samples of scores in [0, 1], with its interval."""
         return self.tally(values).of_means(span=RATE)
 
     def tally(self, values: Float[np.ndarray, "*n k"]) -> Tally:
-        """Values and how many are known: samples first, then the axes of `values`, then these two."""
+        """A tally of `values` and of which are known; axes: samples (last in `values`), other axes, these two."""
         there = np.isfinite(values)
         return Tally(np.moveaxis(np.stack([np.where(there, values, 0.0), there], -1), -2, 0))
 
     def best(self, candidates: Iterable[int], samples: Any = slice(None)) -> int:
-        """The candidate with the highest mean score; of equal ones that which changes least, then the first layer.
+        """The candidate with the highest mean score; ties go to the smallest change, then to the first candidate.
 
         Raises:
-            InvalidArgument: without a candidate that has a score.
+            InvalidArgument: when no candidate has a score.
         """
         places = list(candidates)
         names = ("score", "share_total")
@@ -128,9 +128,9 @@ class Cells:
         return int(found.sort_values([*names], ascending=[False, True], kind="stable").index[0])
 
     def crossfit(self, candidates: Iterable[int]) -> Float[np.ndarray, " k"]:
-        """The score of each sample at the best of some settings, as chosen on samples of the other half.
+        """The score of each sample at the best of some settings, as chosen on the other half of the samples.
 
-        Halves are the samples of even and odd place. With one candidate, or one sample, this is its score.
+        The halves are the samples at even and odd positions. With one candidate, or one sample, nothing is held out.
         """
         scores, places = self.values["score"], list(candidates)
         n = scores.shape[1]
@@ -141,15 +141,15 @@ class Cells:
 
 
 def setting_of(line: Any) -> Setting:
-    """The setting that a line of `Cells.settings` is about."""
+    """The setting of a line of `Cells.settings`."""
     return Setting(line["method"], int(line["layer"]), line["schedule"], float(line["value"]), line["mirrors"])
 
 
 def confirmed_cells(results: Results, judge: str) -> Cells | None:
-    """The settings that were chosen on the grid, on fresh samples, with a column `role`; None before they are measured.
+    """The chosen settings on fresh samples, with a column `role`; None until all of them are measured.
 
     Raises:
-        InvalidArgument: when that judge has not scored them.
+        InvalidArgument: when this judge has not scored them.
         BadFile: when a file of the folder is damaged.
     """
     if not (results.folder / FOLDER / MANIFEST).is_file():
@@ -169,13 +169,13 @@ def confirmed_cells(results: Results, judge: str) -> Cells | None:
 
 
 def start_layer(theme: Theme) -> int:
-    """The layer most starts lie in; the first of several."""
+    """The layer with most starts; ties go to the first."""
     layers = [feature.layer for feature in theme.starts]
     return min(set(layers), key=lambda layer: (-layers.count(layer), layer))
 
 
 def choose(cells: Cells, themes: Sequence[Theme], grid: Grid) -> pd.DataFrame:
-    """What is measured again for each theme and direction of the grid: `KEYS` and role, in the order of tables.
+    """The settings to measure again for each theme and direction: `KEYS` and role, in the order of tables.
 
     Raises:
         InvalidArgument: when a method has no setting with a score.

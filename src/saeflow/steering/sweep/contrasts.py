@@ -1,18 +1,19 @@
-"""Is one method of steering better than another, over themes that stand for others? And how many would tell? No torch.
+"""Is one steering method better than another, for themes in general? And how many themes does it take? No torch.
 
 With d[t, i] the score of method a less that of method b for theme t and seed i, each at its confirmed setting:
 
     difference     the mean over themes of the mean over seeds
-    interval       t of themes - 1 degrees of freedom times the standard deviation of the themes' means over the root of
-                   their number: what a paired bootstrap of whole themes comes to, in closed form. Seeds are in it,
-                   since they move the means; drawing them again would count them twice (Davison and Hinkley 1997,
-                   section 3.8)
+    interval       the quantile of t with (themes - 1) degrees of freedom, times the standard deviation of the themes'
+                   means over the root of their number: the closed form of a paired bootstrap of whole themes. It
+                   includes the variation of seeds, which moves the means; resampling seeds too would count that twice
+                   (Davison and Hinkley 1997, section 3.8)
     equivalence    two one-sided tests at 5 % (Schuirmann 1987): the 90 % interval lies within -D to D
-    power          the variance of a mean over T themes of n seeds is (between + within / n) / T. What is needed has a
-                   true difference D found, or a true difference of 0 shown to be smaller than D, in 80 % of runs
+    power          the variance of a mean over T themes of n seeds is (between + within / n) / T. The number needed is
+                   such that 80 % of runs detect a true difference of D, and show a true difference of 0 to be smaller
+                   than D
 
-Themes are what is drawn: with few of them an interval is wide however many seeds there are. `steering_paired` has the
-differences of each theme, whose intervals are of its seeds alone.
+Themes are the unit of sampling: with few of them the interval is wide, however many seeds there are. `steering_paired`
+has the differences for each theme, with intervals over its seeds only.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from saeflow.steering.sweep.scoring import read_scores
 from saeflow.steering.sweep.settings import MULTI, RANDOM
 
 SEVERAL: Final = "several layers"
-"""Of each theme the method of several layers whose best setting scored highest on the grid."""
+"""For each theme, the method of several layers whose best setting scored highest on the grid."""
 
 SMALLEST: Final = 0.05
-"""D, where none is given: half a mark of 5 in either mark moves a score of 0.5 by as much."""
+"""Default D: at a score of 0.5, the effect of about half a mark out of 5 in either mark."""
 
 POWER: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """What two methods differ by.
+    """The difference between two methods.
 
     Attributes:
         difference: the mean over themes.
@@ -54,10 +55,10 @@ class Contrast:
         high: the upper end.
         least: D, the smallest difference that matters.
         equal: whether the 90 % interval lies within -D to D.
-        themes: how many there were.
-        samples: seeds of each.
-        themes_needed: themes of as many seeds that would tell D from 0, and 0 from D, in 80 % of runs.
-        samples_needed: seeds of as many themes that would; None where no number does.
+        themes: number of themes.
+        samples: seeds per theme.
+        themes_needed: themes needed, with as many seeds, to tell D from 0, and 0 from D, in 80 % of runs.
+        samples_needed: seeds needed for this with as many themes; None if no number is enough.
     """
 
     difference: float
@@ -72,21 +73,21 @@ class Contrast:
 
     @property
     def outcome(self) -> str:
-        """In words: better, worse, smaller than D (whatever its sign), or that it cannot be said."""
+        """The result in words: better, worse, a difference smaller than D of either sign, or undecided."""
         side = "better" if self.low > 0 else "worse" if self.high < 0 else ""
         small = f"differs by less than {self.least:g}" if self.equal else ""
         return ", but ".join(filter(None, (side, small))) or "cannot be said"
 
 
 def contrast(differences: Float[np.ndarray, "themes samples"], least: float = SMALLEST) -> Contrast:
-    """The mean of paired differences, over themes and seeds, with its interval and what would be needed.
+    """The mean of paired differences over themes and seeds, with its interval and the numbers needed.
 
     Args:
-        differences: of each theme and seed; all are numbers.
+        differences: for each theme and seed; all finite.
         least: D, the smallest difference that matters, above 0.
 
     Raises:
-        InvalidArgument: for fewer than 3 themes or 2 seeds, a value that is not a number, or a D that is not above 0.
+        InvalidArgument: for fewer than 3 themes or 2 seeds, a value that is not finite, or a D that is not above 0.
     """
     themes, samples = differences.shape
     if themes < 3 or samples < 2 or not np.isfinite(differences).all():
@@ -97,12 +98,12 @@ def contrast(differences: Float[np.ndarray, "themes samples"], least: float = SM
     if not 0 < least < math.inf:
         raise InvalidArgument(f"the smallest difference that matters, {least}, is not above 0. Give one, such as 0.05.")
 
-    # 1. the spread of the mean
+    # 1. the standard error of the mean
     spread = float(differences.mean(1).std(ddof=1)) / math.sqrt(themes)
     value = float(differences.mean())
     t95, t90 = (float(stats.t.ppf(q, themes - 1)) for q in ((1 + LEVEL) / 2, LEVEL))
 
-    # 2. what would be needed, from the variance between themes and within them
+    # 2. the numbers needed, from the variance between and within themes
     within = float(differences.var(axis=1, ddof=1).mean())
     between = max(0.0, float(differences.mean(1).var(ddof=1)) - within / samples)
     normal = stats.norm.ppf
@@ -123,18 +124,18 @@ def contrast(differences: Float[np.ndarray, "themes samples"], least: float = SM
 
 
 def contrasts(results: Results, least: float = SMALLEST, judge: str = "") -> pd.DataFrame:
-    """Every method against every other, on fresh samples, in each direction: one line per pair.
+    """Compare every pair of methods on fresh samples, in each direction: one line per pair.
 
-    `several layers` is, of each theme, the method of several layers that scored highest on the grid. Random rows and
-    the best setting of the start layer are left out. Pairs that fewer than 3 themes have are left out.
+    `several layers` is, for each theme, the method of several layers that scored highest on the grid. Random rows and
+    the best setting at the start layer are left out, as are pairs that fewer than 3 themes have.
 
     Args:
         results: the folder of the grid.
         least: D, the smallest difference that matters.
-        judge: whose scores; the last one that was asked when not named.
+        judge: name of the judge; by default the one that scored last.
 
     Raises:
-        InvalidArgument: when the settings are not confirmed yet, or that judge has not scored them.
+        InvalidArgument: when the settings are not confirmed yet, or this judge has not scored them.
         BadFile: when a file of the folder is damaged.
     """
     grid = Cells.of(results, read_scores(results, judge))
@@ -164,7 +165,7 @@ def contrasts(results: Results, least: float = SMALLEST, judge: str = "") -> pd.
 
 
 def _places(fresh: Cells, grid: Cells, direction: SteeringDirection) -> Mapping[str, Mapping[str, int]]:
-    """For each theme, method -> the line of its confirmed setting; several layers first."""
+    """Theme -> method -> the line of its confirmed setting, with `several layers` first."""
     kept = fresh.settings
     kept = kept[(kept["direction"] == direction.value) & (kept["role"] != START_LAYER) & (kept["method"] != RANDOM)]
     best = grid.settings.groupby(["theme", "direction", "method"], observed=True)["score"].max()

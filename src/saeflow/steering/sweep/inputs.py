@@ -1,4 +1,4 @@
-"""What a sweep runs on, opened from names: themes, background texts, the judge (section 5.3, appendix B)."""
+"""What a sweep runs on, opened from names: themes, background texts, judge and model (section 5.3, appendix B)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from saeflow.steering.theme import Theme, load_theme
 from saeflow.steering.theme import themes as known_themes
 
 BACKGROUND_TEXTS: Final = 300
-"""Background texts taken of each source, at most."""
+"""The most background texts from each source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +34,13 @@ class SweepInputs:
     """What a sweep runs on.
 
     Attributes:
-        model: generates.
-        dictionaries: of its sites.
-        matches: what graphs are grown from: an atlas; None once they are grown.
-        background: texts about nothing in particular, for typical sizes.
+        model: the model that generates.
+        dictionaries: by site.
+        matches: what graphs are grown from, such as an atlas; None after they are grown.
+        background: texts about nothing in particular, for measuring typical sizes.
         release: name of the dictionaries.
-        matched: what the matches are, with a checksum, for the record of a run.
-        batch: texts generated at a time, at most. Another one gives other rounding, and with it now and then
-            another text.
+        matched: describes the matches, with a checksum, for the record of a run.
+        batch: the most texts generated at a time. Another batch size changes rounding, and so occasionally a text.
     """
 
     model: LanguageModel
@@ -54,12 +53,12 @@ class SweepInputs:
 
 
 def find_themes(names: Sequence[str], release: str) -> list[Theme]:
-    """The themes named, by name, file or folder of files, or all that come with saeflow for the release.
+    """The named themes, by name, file or folder of files; without names, all that come with saeflow for the release.
 
-    "found" names those that `saeflow themes find` found, where they come with saeflow.
+    The name "found" stands for the themes of the release that `saeflow themes find` found and that come with saeflow.
 
     Raises:
-        InvalidArgument: when none is named and none comes with saeflow; for an unknown name.
+        InvalidArgument: without names when no theme of the release comes with saeflow; for an unknown name.
         BadFile: when a theme's file cannot be read.
     """
     shipped = {theme.release for theme in known_themes()}
@@ -83,7 +82,7 @@ def _named(name: str, release: str) -> Sequence[Theme]:
 
 
 def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[str]:
-    """Texts about nothing in particular: of the datasets named, or the pack's own; none for another release.
+    """Background texts from the named datasets; without names, those of the release if it is a pack, or else none.
 
     Raises:
         InvalidArgument, MissingExtra, BadFile, Unreachable: when a dataset cannot be read.
@@ -98,14 +97,14 @@ def background_texts(names: Sequence[str], release: str, seed: int = 0) -> list[
 def judge_maker(
     kind: str, model: str, url: str, background: Sequence[str], samples: tuple[int, int] = (FEWEST, FEWEST)
 ) -> MakeJudge:
-    """What makes the judge from the unsteered texts; refused early where it cannot be had.
+    """A function that makes the judge from the unsteered texts; raises early if the judge cannot work.
 
     Args:
         kind: "offline" or "llm".
-        model: of the llm; "" for the default.
-        url: where it answers; "" for OpenAI.
-        background: texts the offline judge tells themes from.
-        samples: how many there will be of each setting of the grid, and of each that is chosen.
+        model: name of the llm; "" for the default.
+        url: address of the llm; "" for the default.
+        background: texts that the offline judge contrasts themes with.
+        samples: how many samples each setting of the grid will have, and each chosen setting.
 
     Raises:
         InvalidArgument: for another kind, or an offline judge without background or with too few samples.
@@ -132,7 +131,7 @@ def judge_maker(
         )
 
     def offline(references: References) -> OfflineJudge:
-        # themes that share a prompt share its samples: each counts once
+        # themes with the same prompt share its samples: count each sample once
         samples = dict.fromkeys(itertools.chain.from_iterable(references.values()))
         return OfflineJudge(background, list(samples))
 
@@ -149,11 +148,11 @@ def open_inputs(
     batch: int = 256,
     prepend_bos: bool | None = None,
 ) -> SweepInputs:
-    """Model and dictionaries beside an atlas, with a checksum of its tables for the record.
+    """Open the model and dictionaries that go with an atlas; record a checksum of its tables.
 
     Raises:
-        InvalidArgument: when it is not known which model the release is of, or the atlas is of other weights.
-        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+        InvalidArgument: when the model of the release is unknown, or the atlas was made from other weights.
+        UnknownRelease, BadFile, Unreachable: when something cannot be opened.
     """
     dictionaries = load_dictionaries(release, device=device)
     named = model_name(release, dictionaries, model)

@@ -1,17 +1,17 @@
 """The plans of a theme for any setting of a sweep (appendix B), and random rows in place of a plan's features.
 
-The features of a theme are chosen once, and their scales are measured once; the plan of a setting then costs no
-search and no forward pass, but where a budget limits a suppression.
+A theme's features are chosen once and their scales measured once; the plan of a setting then needs no search, and no
+forward pass unless a budget limits a suppression.
 
-Random rows show what steering as strong, at the same sites, does without the flow graph:
+Random rows show what equally strong steering at the same sites does without the flow graph:
 
-1. Every feature of the plan is replaced by a random row of its own site that no target names. Random directions
-   of the stream would be a weak control: they point where the model never goes, SAE rows do not.
+1. Every feature of the plan is replaced by a random row of its site that is not a target. Random directions of the
+   stream would be a weak control, since unlike SAE rows they point where the model never goes.
 2. Activation: each row keeps the strength of the one it replaces; then the rows of a site are rescaled together, so
-   that what is added there is as long as in the plan, however the rows of the plan add up.
-3. Suppression: a silent feature changes nothing when it is rescaled, so the row is drawn among the few that
-   write about as much as the one it replaces, on average over unsteered text.
-4. Each sample has a draw of its own, so that intervals over samples hold the luck of the draw as well.
+   that what they add has the same length as in the plan, whether or not the plan's rows point alike.
+3. Suppression: rescaling a silent feature changes nothing, so the row is drawn from the few that write about as much
+   as the one it replaces, on average over unsteered text.
+4. Each sample has its own draw, so that intervals over samples include the randomness of the draw.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from saeflow.steering.sweep.settings import SINGLE, START, VECTORS, Setting, Var
 from saeflow.steering.theme import Theme
 
 SIZE_TEXTS: Final = 64
-"""Background texts that sizes are measured on: centred norms, typical activations."""
+"""The most background texts for measuring sizes: centred norms and typical activations."""
 
 
 @dataclass(frozen=True, eq=False)
 class ThemePlans:
-    """The plans of a theme.
+    """Makes the plans of a theme.
 
     Attributes:
-        inputs: what plans are made for.
-        theme: whose features they are.
-        variant: how they were found and how strong each is.
-        chosen: the features that are changed, and those that were found and left out.
-        starts: the theme's own features, for the baseline that changes these alone; no filter leaves one out.
+        inputs: the model and dictionaries to make plans for.
+        theme: the theme whose features are steered.
+        variant: how features are found and how strong each is.
+        chosen: the features to change, and those that were found and left out.
+        starts: the theme's start features, for the baseline that changes only these; filters do not apply to it.
     """
 
     inputs: SweepInputs
@@ -70,8 +70,8 @@ class ThemePlans:
         """Grow the graphs of a theme and choose among their features.
 
         Raises:
-            InvalidArgument: for a theme without starts, or of which no feature is left.
-            UnknownSite, UnknownFeature: for a start that the matches or the dictionaries do not know.
+            InvalidArgument: for a theme without starts, or when no feature is left.
+            UnknownSite, UnknownFeature: for a start that is not in the matches or the dictionaries.
         """
         if not theme.starts or inputs.matches is None:
             raise InvalidArgument(
@@ -101,14 +101,14 @@ class ThemePlans:
         return tuple(sorted({target.feature.layer for target in self.chosen.kept}))
 
     def layers_of(self, method: str) -> tuple[int, ...]:
-        """The layers that a method may act at: those of `layers`, or all with a residual dictionary for a vector."""
+        """The layers where a method may act: `layers`, or for a vector all layers with a residual dictionary."""
         if method not in VECTORS:
             return self.layers
         return tuple(sorted(site.layer for site in self.inputs.dictionaries if site.part is Part.RES))
 
     @property
     def counts(self) -> dict[str, list[int]]:
-        """How many features there are at each site, and how many of them are starts: `{"2/res": [5, 1]}`."""
+        """The number of features at each site, and how many of them are starts: `{"2/res": [5, 1]}`."""
         found: dict[Site, list[int]] = {}
         for target in self.chosen.kept:
             count = found.setdefault(target.feature.site, [0, 0])
@@ -118,15 +118,15 @@ class ThemePlans:
 
     @property
     def avoided(self) -> frozenset[FeatureId]:
-        """What a random row may not be: every feature the graphs found, kept or not."""
+        """The features that random rows exclude: every feature the graphs found, kept or not."""
         named = (*self.chosen.kept, *self.starts, *self.chosen.dropped)
         return frozenset(one.feature for one in named)
 
     def plan(self, direction: SteeringDirection, setting: Setting) -> SteeringPlan:
-        """The plan of a setting that changes features of this theme.
+        """The plan of a setting, of features or of a vector of this theme.
 
         Raises:
-            InvalidArgument: when no feature lies in its reach.
+            InvalidArgument: when no feature lies in its reach, or texts that it needs are missing.
         """
         made = self._vector_plan(setting) if setting.method in VECTORS else self._feature_plan(direction, setting)
         if self.variant.keep_norm and direction is SteeringDirection.ACTIVATE:
@@ -163,12 +163,12 @@ class ThemePlans:
             return plan.scaled(setting.value / shares(change, self._norms).total)
         if variant.budget is None or not plan.steps:
             return plan
-        # a theme's features are silent on other texts: what a suppression changes is measured on its own
+        # a theme's features are silent on other texts, so its examples show what a suppression changes
         texts = [*self.theme.examples, *self._texts]
         return fit_budget(plan, variant.budget, inputs.dictionaries, inputs.model, texts, norms=self._norms)
 
     def _vector_plan(self, setting: Setting) -> SteeringPlan:
-        """One vector at one layer, as long as a share of the centred norm there."""
+        """One vector at one layer, whose length is the setting's share of the centred norm there."""
         site = Site(setting.layer, Part.RES)
         unit = self._vectors[setting.method][site]
         vector = tuple((setting.value * self._norms[site] * unit).tolist())
@@ -193,10 +193,10 @@ class ThemePlans:
 
     @cached_property
     def scales(self) -> dict[FeatureId, float]:
-        """What a coefficient of 1 means for each target and start, in units of the hidden state.
+        """What a coefficient of 1 means for each target and start, in the units of the hidden state.
 
         Raises:
-            InvalidArgument: for a feature without a threshold that is never active on the texts there are.
+            InvalidArgument: for a feature without a threshold that is silent on the measured texts.
         """
         features = [target.feature for target in (*self.chosen.kept, *self.starts)]
         texts = [*self.theme.examples, *_spread(self.inputs.background)]
@@ -204,7 +204,7 @@ class ThemePlans:
 
     @cached_property
     def _output_scores(self) -> dict[FeatureId, float]:
-        """Of all features that are changed, a millionth at least: a plan of silent ones keeps its shape."""
+        """Output scores of the chosen features, at least 1e-6, so that a plan with only zero scores keeps its shape."""
         prompts = (*PROMPTS, *_prompts(self.theme))
         scores = output_scores(self.inputs.model, self.inputs.dictionaries, self.chosen.features, prompts=prompts)
         return {feature: max(score, 1e-6) for feature, score in scores.items()}
@@ -225,7 +225,7 @@ class ThemePlans:
 
 
 def _request(inputs: SweepInputs, theme: Theme, variant: Variant) -> PlanRequest:
-    """What all settings of a theme have in common."""
+    """The part of the request that all settings of a theme have in common."""
     return PlanRequest(
         release=inputs.release,
         theme=theme.name,
@@ -238,12 +238,12 @@ def _request(inputs: SweepInputs, theme: Theme, variant: Variant) -> PlanRequest
 
 
 def _prompts(theme: Theme) -> list[str]:
-    """What the texts of a theme begin with."""
+    """The prompts of a theme's tasks."""
     return sorted({task.prompt for task in (theme.activate, theme.suppress) if task})
 
 
 def _spread(texts: Sequence[str]) -> list[str]:
-    """At most `SIZE_TEXTS` of the texts, evenly from all of them: those of one kind often stand together."""
+    """At most `SIZE_TEXTS` texts, evenly spaced, since texts of one kind are often adjacent."""
     n = min(len(texts), SIZE_TEXTS)
     return [texts[place * len(texts) // n] for place in range(n)]
 
@@ -251,10 +251,10 @@ def _spread(texts: Sequence[str]) -> list[str]:
 # --- random rows ------------------------------------------------------------------------------------------------------
 
 NEAREST: Final = 8
-"""Rows alike in activity among which one is drawn."""
+"""How many rows with the most similar activity one is drawn from."""
 
 Written = Mapping[Site, Float[np.ndarray, " n_features"]]
-"""How much each feature of a site writes on average."""
+"""How much each feature writes on average, by site."""
 
 
 def written_on(
@@ -269,13 +269,13 @@ def written_on(
 
     Args:
         model: what the texts run through, unsteered.
-        dictionaries: whose features they are.
-        sites: which of them.
+        dictionaries: by site.
+        sites: the sites to measure at.
         texts: one or more, each with a token that is not special.
-        max_length: tokens a text is cut to.
+        max_length: tokens that texts are truncated to.
 
     Raises:
-        InvalidArgument: for no site, or a text without a token that counts.
+        InvalidArgument: without sites, or for a text that has only special tokens.
         UnknownSite: for a site without a dictionary.
     """
     found = activity(model, dictionaries, texts, sites=sites, max_length=max_length)
@@ -296,15 +296,15 @@ def random_mirrors(
     seeds: Sequence[int],
     active: Written | None = None,
 ) -> list[SteeringPlan]:
-    """One plan for each seed, that does at the same sites what `plan` does, with random rows.
+    """For each seed, a plan that acts like `plan` at the same sites, but on random rows.
 
     Args:
-        plan: what is copied.
+        plan: the plan to mirror.
         dictionaries: where the rows come from.
-        model: projects rows that live in z.
-        avoid: features that are not drawn: the targets of the theme.
-        seeds: a draw is a function of its seed and of the plan's features.
-        active: how much features write on unsteered text; a suppression needs it.
+        model: projects rows of z.
+        avoid: features that are not drawn, such as the targets of the theme.
+        seeds: each draw is a function of its seed and of the plan's features.
+        active: how much features write on unsteered text; needed for a suppression.
 
     Raises:
         InvalidArgument: for a suppression without `active`; when a site has too few other rows.
@@ -320,7 +320,7 @@ def random_mirrors(
     for site in plan.sites:
         steps = [step for step in plan.steps if step.feature.site == site]
         features = [step.feature for step in steps]
-        # 1. rows that may be drawn, and some of them for each seed
+        # 1. find the rows that may be drawn, and draw for each seed
         free = (row_peaks(dictionaries[site].finite_rows("W_dec")) > 0).cpu().numpy()
         free[[feature.index for feature in left_out if feature.site == site]] = False
         if int(free.sum()) < len(steps):
@@ -329,7 +329,7 @@ def random_mirrors(
                 "baseline. Leave the random method out, or steer fewer features."
             )
         chosen = [_rows(features, free, seed, None if active is None else active[site]) for seed in seeds]
-        # 2. to activate, rescaled until their sum is as long as that of the plan's own
+        # 2. to activate, rescale the rows so that their sum is as long as that of the plan's own rows
         scales = [1.0] * len(seeds)
         if plan.direction is SteeringDirection.ACTIVATE:
             strength = torch.tensor([step.value for step in steps], dtype=torch.float64)
@@ -352,7 +352,7 @@ def _rows(
     seed: int,
     active: Float[np.ndarray, " n_features"] | None,
 ) -> list[int]:
-    """A row for each feature, all different: any that is free, or one of those alike in activity."""
+    """A different row for each feature: any free row, or with `active` one of similar activity."""
     rng = generator(seed, "random rows", *map(str, features))
     order = rng.permutation(np.flatnonzero(free))
     if active is None:
@@ -361,11 +361,11 @@ def _rows(
     for feature in features:
         left = order[~np.isin(order, found)]
         own = active[feature.index]
-        # by ratio, since activity spans orders of magnitude; the silent are alike and infinitely far from the rest
+        # compare ratios, since activity spans orders of magnitude; silent rows are infinitely far from active ones
         with np.errstate(divide="ignore", invalid="ignore"):
             apart = np.abs(np.log(active[left]) - np.log(own))
         apart[(active[left] == 0) & (own == 0)] = 0.0
         near = np.argsort(apart, kind="stable")[:NEAREST]
-        alike = near[np.isfinite(apart[near])]  # a silent row does not stand in for an active one, if it can be helped
+        alike = near[np.isfinite(apart[near])]  # if possible, do not replace an active row by a silent one
         found.append(int(rng.choice(left[alike if len(alike) else near])))
     return found

@@ -1,16 +1,15 @@
 """The steering experiment of section 5.3: try a grid of settings, then measure the best ones again.
 
-    OUT/rows/*.jsonl.gz            the grid, one row for each text; a unit of work is a theme, a direction and a method
-    OUT/scores.jsonl.gz            what judges said of it
-    OUT/confirmed/                 the settings that were chosen, on fresh seeds, in the same form
-    OUT/plans/, confirmed/plans/   the plans, one file for each setting, for `saeflow steer --plan`
+    OUT/rows/*.jsonl.gz            the grid, one row per text; a unit of work is a theme, a direction and a method
+    OUT/scores.jsonl.gz            the judges' scores of these rows
+    OUT/confirmed/                 the chosen settings on fresh seeds, in the same form
+    OUT/plans/, confirmed/plans/   the plans, one file per setting, for `saeflow steer --plan`
 
-1. Every setting of the grid generates the same samples: sample i has the same seed, and so the same noise, under
-   every setting of a theme and direction.
-2. A judge scores the rows. Of each method the setting with the highest mean score is chosen.
+1. All settings of the grid use the same seeds: sample i has the same seed, and so the same noise, under every setting.
+2. A judge scores the rows. For each method, the setting with the highest mean score is chosen.
 3. The chosen settings and the baselines generate fresh samples, whose seeds had no part in the choice.
 
-Judging is a step of its own, over rows that are there: a finished sweep with another judge generates nothing.
+Judging is a separate step over existing rows: running a finished sweep with another judge generates nothing.
 """
 
 from __future__ import annotations
@@ -57,18 +56,18 @@ EXPERIMENT, EXPERIMENT_CONFIRMED = "steering", "steering-confirmed"
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a sweep is asked for.
+    """The themes, settings and seed of a sweep.
 
     Attributes:
-        themes: in order, each with a task for every direction it is to be steered in.
-        directions: activate, suppress or both; a theme without a task for one is not steered so.
-        grid: what is tried, on how many samples.
+        themes: in order, each with a task for every direction to steer it in.
+        directions: activate, suppress or both; a theme is not steered in a direction that it has no task for.
+        grid: the settings to try, and on how many samples.
         variant: how features are found and how strong each is.
         seed: of all samples and of random rows.
 
     Raises:
-        InvalidArgument: when no theme has a task for one of the directions; for a theme named twice, methods
-            without features when strengths are not in shares, or random rows in place of what is orthogonal.
+        InvalidArgument: when no theme has a task for any of the directions; for a theme named twice, vector methods
+            when strengths are not in shares, or random rows together with orthogonal plans.
     """
 
     themes: tuple[Theme, ...]
@@ -78,7 +77,7 @@ class Design:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what has nothing to do."""
+        """Check that the parts of the design fit together."""
         names = [theme.name for theme in self.themes]
         if len(set(names)) < len(names):
             raise InvalidArgument(f"the themes {', '.join(names)} name one twice. Give each once.")
@@ -100,7 +99,7 @@ class Design:
 
     @property
     def tasks(self) -> list[tuple[Theme, SteeringDirection, Task]]:
-        """Each theme and direction with what is generated, in order."""
+        """Each theme and direction with its task, in order."""
         return [
             (theme, direction, theme.task(direction))
             for theme in self.themes
@@ -118,19 +117,19 @@ def run_sweep(
     progress: Callable[[str], Progress] | None = None,
     engine: Engine | None = None,
 ) -> tuple[Results, Results]:
-    """Both stages of a sweep, judged: the grid and the confirmed settings. What is there is not done again.
+    """Run and judge both stages of a sweep, the grid and the confirmed settings; existing texts are kept.
 
     Args:
         inputs: model, dictionaries and matches.
-        design: what is tried.
+        design: the themes, settings and seed.
         make: makes the judge from the unsteered texts of the grid.
-        out: the results folder; one that holds chosen settings keeps its choice.
-        progress: gives a progress for each step by its name.
-        engine: where texts are generated; this process when None. Judges are asked by this process.
+        out: the results folder; if it holds chosen settings already, it keeps that choice.
+        progress: returns the progress callback of a step, given its name.
+        engine: where texts are generated; None for this process. Judging always runs in this process.
 
     Raises:
         InvalidArgument: when the folder holds a sweep with other arguments; for themes without features.
-        UnknownFeature, UnknownSite: for starts that the matches do not know.
+        UnknownFeature, UnknownSite: for starts that are not in the matches.
         BadFile: when a file of the folder is damaged.
     """
 
@@ -141,7 +140,7 @@ def run_sweep(
     def theme_plans() -> dict[str, ThemePlans]:
         return {theme.name: ThemePlans.of(inputs, theme, design.variant) for theme in design.themes}
 
-    # 1. the samples of every setting
+    # 1. generate and judge the samples of every setting
     request = _request(inputs, design, EXPERIMENT)
     grid = Results.start(Path(out), request, lambda: _grid_units(design, theme_plans()), versions())
     unit = SweepUnit(theme_plans(), design.seed, GRID, design.grid.samples)
@@ -149,7 +148,7 @@ def run_sweep(
     judge = make(unsteered(grid))
     scores = judge_rows(grid, judge, design.themes, step("judging:"))
 
-    # 2. fresh samples of the settings that are chosen by these scores
+    # 2. choose settings by these scores; generate and judge fresh samples of them
     folder, chosen_by = Path(out) / FOLDER, scores.judge
     if (folder / MANIFEST).is_file():
         chosen_by = str(Results.open(folder).record.request.arguments.get("chosen_by", scores.judge))
@@ -162,7 +161,7 @@ def run_sweep(
 
 
 def _request(inputs: SweepInputs, design: Design, experiment: str, **more: Any) -> RunRequest:
-    """What decides the rows; of a theme a digest of what its file says: a changed one is not taken for the old."""
+    """Everything that determines the rows; a digest of each theme, without its keywords, detects changed files."""
     digests: dict[str, str] = {}
     for theme in design.themes:
         decides = {name: value for name, value in asdict(theme).items() if name != "keywords"}
@@ -188,7 +187,7 @@ def _request(inputs: SweepInputs, design: Design, experiment: str, **more: Any) 
 
 
 def _grid_units(design: Design, theme_plans: Mapping[str, ThemePlans]) -> list[Row]:
-    """A unit for each theme, direction and method."""
+    """The units of the grid: one for each theme, direction and method."""
     units: list[Row] = []
     for theme, direction, task in design.tasks:
         prepared = theme_plans[theme.name]
@@ -211,7 +210,7 @@ def _confirmed_units(design: Design, cells: Cells) -> list[Row]:
 
 
 def _unit(theme: str, direction: str, method: str, settings: Iterable[Setting]) -> Row:
-    """A unit of work; dataset and text are what progress names it by."""
+    """A unit of work; `dataset` and `text` name it in progress messages."""
     return {
         "dataset": theme,
         "text": f"{direction} {method}",
@@ -223,7 +222,7 @@ def _unit(theme: str, direction: str, method: str, settings: Iterable[Setting]) 
 
 
 def _generate(results: Results, work: SweepUnit, progress: Progress | None, engine: Engine | None) -> Results:
-    """Do the units that are not done; progress shows the texts of the running unit as well."""
+    """Run the units that are not done yet; progress also counts the texts of the running unit."""
     now = (0, 0, "")
 
     def of_units(done: int, total: int, name: str) -> None:
@@ -246,18 +245,19 @@ Unsteered = Mapping[tuple[str, SteeringDirection], Sequence[Judged]]
 
 @dataclass(eq=False)
 class SweepUnit:
-    """The texts of a theme, a direction and a method, generated and measured: one unit of work of an engine.
+    """Generates and measures the texts of a theme, direction and method: one unit of work of an engine.
 
-    Samples depend on the seed, the stage and their number alone. Plans and random draws come back as files next to the
-    rows: a worker writes nothing.
+    The seed of a sample depends only on `seed`, the stage and its number. Plans and random draws are returned as files
+    next to the rows, since workers write nothing.
 
     Attributes:
-        theme_plans: how each theme is steered.
+        theme_plans: theme -> its plans.
         seed: of all samples.
-        stage: which samples: of the grid, or fresh ones.
+        stage: `GRID`, or `CONFIRMED` for fresh samples.
         n: samples of each setting.
-        unsteered: texts of the grid, for random features that are active where a suppression acts; none in the grid.
-        progress: called with the texts of the unit, where it runs in the process that shows them.
+        unsteered: unsteered texts of the grid, on which random rows for a suppression are matched by activity; None
+            while the grid runs.
+        progress: called with the texts of the unit, if it runs in the process that shows progress.
     """
 
     theme_plans: Mapping[str, ThemePlans]
@@ -268,7 +268,7 @@ class SweepUnit:
     progress: Progress | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: graphs are grown already, which leaves no need of matches."""
+        """The state for another process: without matches, since the graphs are grown, and without progress."""
         bare = {
             name: replace(prepared, inputs=replace(prepared.inputs, matches=None))
             for name, prepared in self.theme_plans.items()
@@ -276,7 +276,7 @@ class SweepUnit:
         return self.__dict__ | {"theme_plans": bare, "progress": None}
 
     def __call__(self, unit: Row) -> Made:
-        """The settings of the unit one after the other, each with the same samples."""
+        """Generate the samples of every setting of the unit, with the same seeds for each setting."""
         prepared, direction = self.theme_plans[unit["theme"]], SteeringDirection(unit["direction"])
         inputs, task = prepared.inputs, prepared.theme.task(direction)
         settings = [Setting(*listed) for listed in unit["settings"]]
@@ -328,7 +328,7 @@ class SweepUnit:
         setting: Setting,
         seeds: Sequence[int],
     ) -> Sequence[SteeringPlan | None]:
-        """The plan of each sample of a setting, also into `files`; random ones are drawn anew for each sample."""
+        """The plan of each sample of a setting, also put into `files`; random rows are drawn anew for each sample."""
         if setting.method in (NONE, PROMPT):
             return [None] * len(seeds)
         stem = f"plans/{prepared.theme.name}-{setting.name(direction)}"
@@ -339,7 +339,7 @@ class SweepUnit:
         plan = prepared.plan(direction, replace(setting, method=setting.mirrors, mirrors=""))
         model, dictionaries, active = prepared.inputs.model, prepared.inputs.dictionaries, None
         if direction is SteeringDirection.SUPPRESS and self.unsteered is not None:
-            # texts with their prompts, decoded together: decoding a text alone may lose the space it begins with
+            # decode texts together with their prompts, since decoding a text alone may lose its leading space
             whole: list[str] = []
             for text in self.unsteered[prepared.theme.name, direction]:
                 begin = model.tokenize([text.prompt], add_bos=False).input_ids[0].tolist()

@@ -2,8 +2,8 @@
 
     rows/*.jsonl.gz  ->  a judge  ->  scores.jsonl.gz: row, judge, coherence, behavior
 
-Texts are slow to make and judges change, so the rows hold no score: another judge is asked later without a text
-being generated again. A line names its row by its number among all rows of the folder.
+Generating texts is slow and judges change, so the rows hold no scores: another judge can score them later without
+generating anything again. A line refers to its row by number among all rows of the folder.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from saeflow.steering.theme import Theme
 SCORES: Final = "scores.jsonl.gz"
 
 References: TypeAlias = Mapping[tuple[str, SteeringDirection], Sequence[Judged]]
-"""The unsteered texts of the grid by theme and direction: what a judge compares with."""
+"""The unsteered texts of the grid by theme and direction, for a judge to compare with."""
 
 MakeJudge: TypeAlias = Callable[[References], Judge]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgeScores:
-    """What a judge said of every row of a folder, in their order; both from 0 to 5."""
+    """A judge's marks for every row of a folder, in the order of the rows; both from 0 to 5."""
 
     judge: str
     coherence: Float[np.ndarray, " n"]
@@ -46,7 +46,7 @@ class JudgeScores:
 
 
 def judged(row: Mapping[str, Any]) -> Judged:
-    """A row as a judge sees it; a text without tokens has the loss NaN."""
+    """A row as a judge sees it; a text without tokens has loss NaN."""
     loss = float("nan") if row["loss"] is None else row["loss"]
     return Judged(text=row["text"], prompt=row["prompt"], loss=loss, ids=tuple(row["ids"]))
 
@@ -67,10 +67,10 @@ def unsteered(results: Results) -> dict[tuple[str, SteeringDirection], list[Judg
 def judge_rows(
     results: Results, judge: Judge, themes: Sequence[Theme], progress: Progress | None = None
 ) -> JudgeScores:
-    """Ask the judge about every row, and keep what it says next to what other judges said.
+    """Score every row with a judge, and store the scores next to those of other judges.
 
-    The texts of a theme and direction go to the judge together. The judge's own lines are replaced and stand
-    last: the last judge asked is the one that tables are made for.
+    The texts of a theme and direction go to the judge together. Earlier scores of the same judge are replaced, and the
+    new ones come last: by default, tables show the judge that scored last.
 
     Raises:
         InvalidArgument: when a theme of the rows is not among `themes`, or the folder has no rows.
@@ -108,11 +108,11 @@ def judge_rows(
 
 
 def read_scores(results: Results, judge: str = "") -> JudgeScores:
-    """What a judge said of every row; the last one that was asked when not named.
+    """A judge's marks for every row; by default those of the judge that scored last.
 
     Raises:
-        InvalidArgument: when that judge, or any, has not scored the rows.
-        BadFile: when the scores are damaged, or are not of all the rows there are.
+        InvalidArgument: when that judge, or any judge, has not scored the rows.
+        BadFile: when the scores are damaged, or do not cover exactly the rows of the folder.
     """
     path = results.folder / SCORES
     lines = _lines(path)
@@ -134,7 +134,7 @@ def read_scores(results: Results, judge: str = "") -> JudgeScores:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Every line there is, none where there is no file."""
+    """Every line of the file; none if it does not exist."""
     try:
         lines = [parse_json(line) for line in gzip_lines(path)]
         found = [{name: line[name] for name in ("row", "judge", "coherence", "behavior")} for line in lines]

@@ -1,10 +1,10 @@
-"""The tables of a sweep: sections 5.3 and C.3, and what the paper leaves open. No torch.
+"""The tables of a sweep: those of sections 5.3 and C.3, and some beyond the paper. No torch.
 
     rows + scores of the grid and of OUT/confirmed  ->  cells  ->  tables
 
-Scores are of one judge, named in every note. "score" is Behavioral x Coherence, or (1 - Behavioral) x Coherence for
-a suppression, of scores divided by 5 (section 4.2): 0 to 1. "behavior" and "coherence" are the judge's own, 0 to 5.
-Wherever one of several settings is shown as their best, its score is cross-fitted (`Cells.crossfit`).
+Each table is for one judge, whom its note names. "score" is Behavioral x Coherence, or (1 - Behavioral) x Coherence for
+a suppression, of marks divided by 5 (section 4.2): 0 to 1. "behavior" and "coherence" are the judge's marks, 0 to 5.
+The best of several settings of the grid is shown with a cross-fitted score (`Cells.crossfit`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _SHORT: Final = {"score_low": "low", "score_high": "high", "score_n": "n"}
 
 
 def steering_tables(results: Results, judge: str = "") -> list[SummaryTable]:
-    """All tables of a sweep, by one judge; those of chosen settings only once they are measured again.
+    """All tables of a sweep for one judge; tables of chosen settings appear once these are measured again.
 
     Args:
         results: the folder of the grid.
-        judge: whose scores; the last one that was asked when not named.
+        judge: name of the judge; by default the one that scored last.
 
     Raises:
-        InvalidArgument: when that judge has not scored the rows, or there are none.
+        InvalidArgument: when this judge has not scored the rows, or there are no rows.
         BadFile: when a file of the folder is damaged.
     """
     grid = Cells.of(results, read_scores(results, judge))
@@ -64,7 +64,7 @@ def summarize_sweep(folder: Path | str, judge: str = "") -> dict[str, SummaryTab
     """Make the tables of a sweep's folder and write them as summary.json and CSV files.
 
     Raises:
-        InvalidArgument: when that judge has not scored the rows, or there are none.
+        InvalidArgument: when this judge has not scored the rows, or there are no rows.
         BadFile: when a file of the folder is damaged.
     """
     results = Results.open(folder)
@@ -74,12 +74,12 @@ def summarize_sweep(folder: Path | str, judge: str = "") -> dict[str, SummaryTab
 
 
 def _table(name: str, title: str, paper: str, note: str, frame: pd.DataFrame, columns: str) -> SummaryTable:
-    """Some columns of a frame, with the short names of the score's interval."""
+    """Make a table from some columns of a frame, with short names for the interval of the score."""
     return SummaryTable.from_frame(name, title, paper, note, frame.rename(columns=_SHORT)[columns.split(", ")])
 
 
 def features(results: Results, grid: Cells) -> SummaryTable:
-    """How many features the graphs of a theme found at each site (figure 17a)."""
+    """How many features the graphs of each theme found at each site (figure 17a)."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for unit in results.units():
         for site, (n, starts) in unit["features"].items():
@@ -122,7 +122,7 @@ def cells(grid: Cells) -> SummaryTable:
 
 
 def _best_of(grid: Cells, settings: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The best setting of each group on all samples, its score cross-fitted, and the score of unsteered text."""
+    """The best setting of each group on all samples, with its cross-fitted score and the score of unsteered text."""
     lines: list[dict[Any, Any]] = []
     for _, here in settings.groupby(list(by), observed=True):
         score = grid.estimate(grid.crossfit(here.index))
@@ -133,7 +133,7 @@ def _best_of(grid: Cells, settings: pd.DataFrame, by: Sequence[str]) -> pd.DataF
 
 
 def by_layer(grid: Cells) -> SummaryTable:
-    """The score at each layer: every r of a suppression, the best s of an activation (figures 9, 16, 17b)."""
+    """The score at each layer, for every r of a suppression and the best s of an activation (figures 9, 16, 17b)."""
     settings = grid.steered[grid.steered["layer"] >= 0]
     r = settings["value"].where(settings["direction"] == SteeringDirection.SUPPRESS.value, 0.0)
     return _table(
@@ -149,7 +149,7 @@ def by_layer(grid: Cells) -> SummaryTable:
 
 
 def by_value(grid: Cells) -> SummaryTable:
-    """The score at each s or r, at the best layer for it (figures 10 and 11)."""
+    """The score for each s or r, at its best layer (figures 10 and 11)."""
     return _table(
         "steering_by_value",
         "Score by strength, at the best layer",
@@ -163,7 +163,7 @@ def by_value(grid: Cells) -> SummaryTable:
 
 
 def by_share(grid: Cells) -> SummaryTable:
-    """The best score within a limit on what is changed (section 5.3: "smaller hidden state perturbations")."""
+    """The best score within each limit on the change (section 5.3: "smaller hidden state perturbations")."""
     steered = grid.steered
     within = pd.concat([steered[steered["share_total"] <= limit].assign(share_limit=limit) for limit in SHARES])
     return _table(
@@ -180,7 +180,7 @@ def by_share(grid: Cells) -> SummaryTable:
 
 
 def sensitivity(grid: Cells) -> SummaryTable:
-    """How much is lost by a value that is not the best (section 5.3: "reduced sensitivity to hyperparameters")."""
+    """How much a value that is not the best loses (section 5.3: "reduced sensitivity to hyperparameters")."""
     columns = (
         "theme, direction, method, values, mean_score, low, high, worst_score, best_score, spread, spread_low, "
         "spread_high, default"
@@ -242,13 +242,13 @@ def best(fresh: Cells, grid: Cells, chosen_by: str) -> SummaryTable:
 
 
 def paired(fresh: Cells) -> SummaryTable:
-    """Differences of methods on the same seeds."""
+    """Differences between methods on the same seeds."""
     at_start = f"{SINGLE} ({START_LAYER})"
     lines: list[dict[str, Any]] = []
     for (theme, direction), here in fresh.settings.groupby(["theme", "direction"], observed=True):  # pyright: ignore[reportGeneralTypeIssues]
         names = here["method"].astype(object).where(here["role"] != START_LAYER, at_start)
         places = dict(zip(zip(names, here["mirrors"], strict=True), here.index, strict=True))
-        # every method of graphs with the baselines, and those of several layers with single ones
+        # pair each graph method with the baselines, and each method of several layers with single too
         others = (START, SINGLE, at_start, PROMPT, RANDOM, NONE, *VECTORS)
         pairs = [(method, other) for method in MULTI[SteeringDirection(direction)] for other in others]
         pairs += [(SINGLE, other) for other in (START, PROMPT, RANDOM, NONE, *VECTORS)]
@@ -283,7 +283,7 @@ def paired(fresh: Cells) -> SummaryTable:
 
 
 def samples(results: Results, fresh: Cells) -> SummaryTable:
-    """A few texts of each method, next to each other by seed."""
+    """A few texts of each method, sorted so that texts of one seed are adjacent."""
     said = results.columns("prompt", "text")
     texts = fresh.texts.assign(prompt=said["prompt"], text=said["text"])
     shown = sorted(texts["sample"].unique())[:SHOWN]
