@@ -1,7 +1,7 @@
-"""What the benchmarks share: interleaved timing, memory beside the inputs, one table, --json and --quick.
+"""Shared by the benchmarks: interleaved timing, memory beyond the inputs, one table, --json and --quick.
 
-Functions are timed in turn, round after round, and the median of each is taken, so that whatever else the
-machine does falls on all of them. Ratios are what lasts; seconds are one machine's.
+Functions are timed in turn, round after round, and the median of each is reported, so that other load on the
+machine affects all of them. Ratios carry over to other machines; seconds do not.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rich.progress import track
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a benchmark: `ratio` is the time against `against`, `extra_mb` memory next to the inputs.
+    """One row of a benchmark: `ratio` is the time relative to `against`, `extra_mb` the memory beyond the inputs.
 
-    `cpu_ratio` is the same ratio of process time, which other work on the machine changes less.
+    `cpu_ratio` is the same ratio in process time, which other load on the machine affects less.
     """
 
     method: str
@@ -44,7 +44,7 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int = 5)
 
 
 def wall_and_cpu(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, tuple[float, float]]:
-    """Median seconds of each function, called in turn: by the clock, and of processor time."""
+    """Median seconds of each function, called in turn: (wall time, processor time)."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in track(range(repeats), description="timing", transient=True):
         for name, function in functions.items():
@@ -58,7 +58,7 @@ def wall_and_cpu(functions: Mapping[str, Callable[[], object]], repeats: int = 5
 
 
 def peak_memory(prepare: Callable[[], Any], act: Callable[[Any], object]) -> float:
-    """MB that `act` takes at its peak beside what `prepare` made, in a process of its own. Linux only."""
+    """Peak memory in MB that `act` needs beyond what `prepare` made, measured in a separate process. Linux only."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_watched, args=(prepare, act, send))
@@ -71,20 +71,20 @@ def peak_memory(prepare: Callable[[], Any], act: Callable[[Any], object]) -> flo
 
 def _watched(prepare: Callable[[], Any], act: Callable[[Any], object], send: Any) -> None:
     made = prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak: count from here
     before = _status("VmRSS")
     act(made)
     send.send((_status("VmHWM") - before) / 1024)
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status, in kB."""
+    """A value from /proc/self/status, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 def machine() -> str:
-    """What the numbers were measured on."""
+    """A description of the machine and versions."""
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     threads = torch.get_num_threads()
     return (
@@ -94,7 +94,7 @@ def machine() -> str:
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """--json and --quick, which every benchmark takes."""
+    """A parser with --json and --quick, which every benchmark takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
@@ -102,7 +102,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     cpu = any(row.cpu_ratio is not None for row in rows)
     head = f"| method | size | seconds | ratio |{' of CPU time |' * cpu} against | extra MB | note |\n"
     head += f"|---|---|---:|---:|{'---:|' * cpu}---|---:|---|\n"
@@ -119,7 +119,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def show(rows: list[Row], *, as_json: bool, **more: object) -> None:
-    """Print what was measured, with the machine."""
+    """Print the results and the machine."""
     if as_json:
         print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows], **more}, indent=1))
         return

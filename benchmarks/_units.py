@@ -1,4 +1,4 @@
-"""Units of work of `engines.py`, in a module that workers import."""
+"""Units of work for `engines.py`, in a separate module that workers can import."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SIZE, WIDTH = 2048, 512
 
 
 def empty(unit: int) -> int:
-    """Nothing."""
+    """Do nothing."""
     return unit
 
 
 def match(unit: int) -> str:
-    """Rows of a seed, matched both ways."""
+    """Match rows drawn from a seed in both directions; returns a hash of the forward matches."""
     make = torch.Generator().manual_seed(unit)
     a, b = torch.nn.functional.normalize(torch.randn(2, SIZE, WIDTH, generator=make), dim=2)
     forward, _ = top_k_both(a, b, 5)

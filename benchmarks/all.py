@@ -1,10 +1,10 @@
-"""Every benchmark, one after the other, as one page.
+"""Run every benchmark in turn and write the results as one page.
 
     python benchmarks/all.py [--json] [--quick] [--only topk,chain] [--out docs/benchmarks.md]
 
-Runs the other files of this folder in processes of their own, keeps what each prints in results/NAME.json, and
-makes the page of all that are kept: a part that is run again replaces its own. At full size this takes about half an
-hour and 15 GB of disk; `--quick` shows in a minute that all of it runs, and keeps nothing.
+Runs the other files of this folder in separate processes, saves the output of each as results/NAME.json, and makes the
+page from all saved results: rerunning a part replaces only its own. At full size this takes about half an hour and
+15 GB of disk; `--quick` shows in a minute that everything runs, and saves nothing.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ PARTS = {
     "steering": ("Steered generation", "steering.py --settings 16"),
     "engines": ("Engines: a unit of work here, in a pool, on Ray", "engines.py"),
 }
-"""Name of the file of results -> (heading, what is run in this folder)."""
+"""Name of the results file -> (heading, script of this folder with its options)."""
 
 
 def run(script: str) -> dict[str, Any]:
-    """What one benchmark prints as JSON; its progress is shown as it comes."""
+    """Run one benchmark and parse its JSON output; its progress is shown as it runs."""
     name, *options = script.split()
     command = [sys.executable, str(HERE / name), "--json", *options]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """What was measured last, of each part that was."""
+    """The latest saved results of each part that has any."""
     files = {name: KEPT / f"{name}.json" for name in PARTS}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 

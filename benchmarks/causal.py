@@ -1,18 +1,18 @@
-"""Causal trials on single tokens: the engine against one whole forward pass with hooks for every trial.
+"""Causal trials on single tokens: the engine against one whole forward pass with hooks per trial.
 
     python benchmarks/causal.py [--quick] [--json]
 
-The alternative is what researchers write: for every trial one forward pass of the text under hooks, and the
-whole dictionary encoded at the token. It is timed on a sample of the trials and scaled to all of them; the
-engine's time is measured on all trials of a text, with its clean forward pass, caches and clean encodings.
+The baseline is what researchers usually write: for every trial, one forward pass of the text with hooks, and the
+whole dictionary encoded at the token. It is timed on a sample of the trials and scaled up. The engine is timed on
+all trials of a text, including its clean forward pass, caches and clean encodings.
 
-A text's trials follow the paper's protocol (arXiv 2502.03032, appendix A.2; 35 texts): 5 tokens, 3 layers, 25
-features each, with 4 matching strategies that remove all predecessors, and the closest predecessor of each
-part removed alone (figure 8). Predecessors are drawn among the active features, so that every trial changes
-something, which is the dearest case: in real dictionaries many predecessors are silent and cost nothing.
-The loss is measured at the middle layer, with all trials of two tokens at 3/10 and 7/10 of the text: on average
-half the tokens come after the edit, and about half the layers. Equal edits count as trials and are computed
-once; the figure without that is printed beside it.
+The trials of a text follow the paper's protocol (arXiv 2502.03032, appendix A.2; 35 texts): 5 tokens, 3 layers and
+25 features each, with 4 matching strategies that remove all predecessors, and with the closest predecessor of each
+part removed on its own (figure 8). Predecessors are drawn from the active features, so that every trial changes
+something. This is the most expensive case: in real dictionaries many predecessors are silent and cost nothing.
+The loss is measured at the middle layer, for all trials of two tokens at 3/10 and 7/10 of the text, so that on
+average half the tokens and about half the layers come after the edit. Identical edits count as separate trials but
+are computed once; the figure without this saving is printed as well.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class World:
-    """A model, dictionaries around some layers, and a text."""
+    """A model, dictionaries at the sites around some layers, and a text."""
 
     name: str
     model: LanguageModel
@@ -54,22 +54,22 @@ class World:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Tokens spread evenly over the text."""
+        """Token positions spread evenly over the text."""
         n = self.tokens.lengths[0]
         return tuple(int((i + 0.5) * n / N_TOKENS_A_TEXT) for i in range(N_TOKENS_A_TEXT))
 
 
 def sites_around(layer: int) -> list[Site]:
-    """Res L-1, att L, mlp L, res L."""
+    """The sites res L-1, att L, mlp L and res L."""
     return [Site(layer - 1, Part.RES), Site(layer, Part.ATT), Site(layer, Part.MLP), Site(layer, Part.RES)]
 
 
 def gpt2_shape(*, quick: bool) -> World:
-    """GPT-2 small with random weights; dictionaries of random unit rows whose threshold lets 60 features fire."""
+    """GPT-2 small with random weights, and random unit-row dictionaries with about 60 active features per token."""
     torch.manual_seed(SEED)
     config = GPT2Config(n_layer=4, n_embd=128, n_head=4, vocab_size=2_000) if quick else GPT2Config()
     hf_model = GPT2LMHeadModel(config)
-    for parameter in hf_model.parameters():  # random matrices of 0.02 leave the stream to the embeddings
+    for parameter in hf_model.parameters():  # with the default std of 0.02 the embeddings would dominate the stream
         if parameter.dim() == 2:
             parameter.data *= 2
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)
@@ -84,7 +84,7 @@ def gpt2_shape(*, quick: bool) -> World:
 
 
 def random_dictionary(site: Site, h: torch.Tensor, n_features: int, n_active: int = N_ACTIVE) -> Dictionary:
-    """A dictionary of random rows of which about `n_active` are active on the hidden states of a text."""
+    """A dictionary of random unit rows, about `n_active` of them active on each hidden state of a text."""
     rows = nn.functional.normalize(torch.randn(n_features, h.shape[1]), dim=-1)
     pre = h[1:] @ rows.T
     threshold = pre.flatten().topk(min(n_active, n_features // 8) * len(pre)).values[-1].clamp(min=1e-6)
@@ -108,7 +108,7 @@ def demo() -> World:
 
 
 def prepare(world: World) -> PreparedText:
-    """The clean pass, and all active features at the tokens that are asked about."""
+    """Run the clean pass, and find all active features at the positions of the trials."""
     text = PreparedText(world.model, world.dictionaries, world.tokens, layers=world.layers, positions=world.positions)
     for layer in world.layers:
         for site, position in itertools.product(sites_around(layer), world.positions):
@@ -138,7 +138,7 @@ def _removal(site: Site, active: list[int], draw: random.Random) -> Rescale | No
 
 
 def by_whole_passes(world: World, trials: list[Trial]) -> list[Outcome]:
-    """One forward pass under hooks a trial, the dictionary encoded at the token, the loss from the same pass."""
+    """One hooked forward pass per trial, which gives the encoding at the token and the loss."""
     outcomes: list[Outcome] = []
     for trial in trials:
         edits = [Rescale(edit.features, edit.r, Positions((trial.position,))) for edit in trial.edits]
@@ -154,12 +154,12 @@ def by_whole_passes(world: World, trials: list[Trial]) -> list[Outcome]:
 
 
 def by_engine(world: World, trials: list[Trial], *, loss: bool) -> list[Outcome]:
-    """Everything from the text's tokens to the answers."""
+    """Everything from the tokens of the text to the outcomes, by the engine."""
     return prepare(world).run(trials, loss=loss)
 
 
 def furthest(found: list[Outcome], expected: list[Outcome], *, loss: bool) -> float:
-    """The largest relative difference, in activations after the edit or in losses."""
+    """The largest relative difference in activations after the edit and, if `loss`, in losses."""
     pairs = [
         (a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one.after, other.after, strict=True)
     ]
@@ -169,12 +169,12 @@ def furthest(found: list[Outcome], expected: list[Outcome], *, loss: bool) -> fl
 
 
 def n_different(trials: list[Trial]) -> int:
-    """How many counterfactuals the trials ask for, whatever they watch."""
+    """The number of different counterfactuals among the trials, regardless of what they watch."""
     return len({(trial.layer, trial.position, frozenset(trial.edits)) for trial in trials})
 
 
 def measure(world: World, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
-    """Rows of one model, and its speed-ups."""
+    """The rows and speed-ups for one model."""
     trials = protocol(world, prepare(world))
     layer = world.layers[len(world.layers) // 2]
     tokens = (world.positions[1], world.positions[3])
@@ -185,8 +185,8 @@ def measure(world: World, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
     whole_passes = partial(by_whole_passes, world, sample)
     engine = partial(by_engine, world, trials, loss=False)
     engine_loss = partial(by_engine, world, with_loss, loss=True)
-    whole_passes(), engine()  # the weights are read and checked at first use
-    # apart, because the losses take far longer than a round of the others
+    whole_passes(), engine()  # warm up: the weights are read and checked on first use
+    # timed separately, because the losses take far longer
     acts = interleaved({"engine": engine, "whole passes": whole_passes}, 3 if quick else 9)
     losses = interleaved({"engine": engine_loss, "whole passes": whole_passes}, 3)
     whole = acts["whole passes"] / n_sample * len(trials)
@@ -216,9 +216,9 @@ def measure(world: World, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
 
 
 def bound_of_the_loss(world: World) -> float:
-    """What arithmetic allows: multiply-adds of a whole pass over those of what an edit can reach.
+    """The largest possible speed-up: multiply-adds of a whole pass over those of what an edit can affect.
 
-    At even odds an edit first moves the input of the middle layer's block or its output.
+    Assumes that an edit is equally likely to first change the input or the output of the middle layer's block.
     """
     config = world.model.hf_model.config
     tokens = (world.positions[1], world.positions[3])

@@ -1,15 +1,15 @@
-"""An atlas of a whole release in the shape of Gemma Scope 2B: time, memory, and what a kill costs.
+"""Build the atlas of a whole release in the shape of Gemma Scope 2B: time, memory, and the cost of a kill.
 
     python benchmarks/chain.py [--json] [--quick] [--layers 26] [--features 16384] [--width 2304] [--folder DIR]
 
-1. Writes a synthetic release: every layer and part, float16 (12 GB at full size; the folder is removed).
-2. Builds its atlas in a process of its own: wall time, against the top-k searches alone, and peak memory of that
-   process in all.
-3. Builds it again, kills the process with SIGKILL half way, and starts it once more. Counts the tables
-   that were written twice, and compares every file with those of the first build.
-4. Grows a graph from the weights, without an atlas, and one from the atlas.
+1. Write a synthetic release with every layer and part in float16 (12 GB at full size; the folder is removed).
+2. Build its atlas in a separate process: wall time, compared with the top-k searches on their own, and total peak
+   memory of the process.
+3. Build it again, kill the process with SIGKILL half way, and restart it. Count the tables that were written
+   twice, and compare every file with the first build.
+4. Trace a graph from the weights, without an atlas, and one from the atlas.
 
-Rows of neighbouring layers share a base, so that tables look like those of real releases: about 12 % of the
+Rows of neighbouring layers share a base, so that the tables resemble those of real releases: about 12 % of the
 module rows have a match.
 """
 
@@ -44,7 +44,7 @@ SEARCHES = "its searches"
 
 
 class Synthetic(Mapping[Site, Dictionary]):
-    """Dictionaries made when they are asked for, each from its own seed."""
+    """Dictionaries that are generated on access, each from its own seed."""
 
     def __init__(self, layers: int, features: int, width: int) -> None:
         self.sites = [Site(layer, part) for layer in range(layers) for part in Part]
@@ -75,7 +75,7 @@ class Synthetic(Mapping[Site, Dictionary]):
 
 
 def build(release: str, out: str, send: Any) -> None:
-    """In a process of its own: report progress, then the wall time and the peak memory in MB."""
+    """Build an atlas, as the main function of a process: sends progress, then wall time, CPU time and peak MB."""
     start, cpu = time.perf_counter(), time.process_time()
     build_atlas(load_dictionaries(release), out=out, release="chain", progress=lambda done, *_: send.send(done))
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -83,7 +83,7 @@ def build(release: str, out: str, send: Any) -> None:
 
 
 def matches_alone(release: Path) -> tuple[float, float]:
-    """Seconds and processor time of the matches of all pairs, with their rows in memory already."""
+    """Wall and processor time of matching all pairs, with their rows already in memory."""
     dictionaries, wall, cpu = load_dictionaries(release), 0.0, 0.0
     for source, target in flow_pairs(list(dictionaries)):
         one, other = sides(dictionaries[source], dictionaries[target])
@@ -113,7 +113,7 @@ def finished(child: Any, receive: Any) -> tuple[float, float, float]:
 
 
 def killed_half_way(release: Path, out: Path, pairs: int) -> tuple[float, dict[str, int]]:
-    """Seconds until the kill, and the tables it left with the time each was written."""
+    """Seconds until the kill, and the tables left behind with their modification times."""
     start = time.perf_counter()
     child, receive = started(release, out)
     while receive.recv() < pairs // 2:
@@ -133,7 +133,7 @@ def same_bytes(one: Path, other: Path) -> bool:
 
 
 def graphs(release: Path, atlas: Path, seed: FeatureId) -> dict[str, float]:
-    """Seconds of a graph through the whole depth, from either source; both must agree."""
+    """Seconds to trace a graph through all layers, from the weights and from the atlas; both graphs must agree."""
     thresholds, taken, found = Thresholds(res=0.0), {}, []
     for name, opened in {
         "graph from the weights": lambda: DirectMatches(load_dictionaries(release)),

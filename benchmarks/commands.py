@@ -1,12 +1,12 @@
-"""A user's day: every command as a whole process, cold and warm, with its peak memory.
+"""Time every command as a separate process, cold and warm, with its peak memory.
 
     python benchmarks/commands.py [--json] [--quick] [--release smollm2-135m] [--repeats 3] [--only graph,steer]
-    python benchmarks/commands.py --beside ../older/src    each in turn with another version of saeflow
+    python benchmarks/commands.py --beside ../older/src    alternate with another version of saeflow
 
-Each command runs in a process of its own, in an empty working folder; `seconds` is the median of the runs after the
-first, the note has the first and the processor time. `extra MB` is the most memory of the whole process. Numbers of
-texts are small and the same for both releases: what other sizes cost is estimated by `saeflow reproduce RECIPE
---dry-run`. A command that the other version does not take, or takes otherwise, has no row of its own.
+Each command runs in its own process, in an empty working folder. `seconds` is the median of the runs after the first;
+the note gives the first run and the processor time. `extra MB` is the peak memory of the whole process. Numbers of
+texts are small and equal for both releases; `saeflow reproduce RECIPE --dry-run` estimates the cost of other sizes. A
+command that fails in the other version has no row for that version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUBJECTS = {
     "demo": ("4/res/72", "3/res", "playtime", "“Come,” said the man, and they went."),
     "smollm2-135m": ("13/res/62", "12/res", "clothing", "She took the dress and said it was"),
 }
-"""By release: a feature, the site below it, a theme, a text in which the feature fires."""
+"""For each release: a feature, the site below it, a theme, and a text on which the feature fires."""
 
 COMMANDS = {
     "help": "--help",
@@ -58,14 +58,14 @@ COMMANDS = {
     "transition": "transition {release} --layers {layer} --tokens 2000 --fit-tokens 5000 --n-loss-texts 2 --k 1,5 -o t",
     "publish": "publish {release} -o site",
 }
-"""What is run, by name; files are written into the working folder, which is emptied before every run."""
+"""The commands by name; files are written to the working folder, which is new for every run."""
 
 QUICK = ("help", "graph")
 Measured = tuple[float, float, float]
 
 
 def measure(command: str, source: str = "") -> tuple[float, float, float]:
-    """Seconds, processor seconds and MB at the peak of one command, in an empty folder.
+    """Wall seconds, processor seconds and peak MB of one command, run in an empty folder.
 
     Raises:
         SystemExit: when it fails.
@@ -78,9 +78,9 @@ def measure(command: str, source: str = "") -> tuple[float, float, float]:
 
 
 def _wait(words: list[str], folder: str, source: str) -> tuple[float, float, float]:
-    """Run it and ask the kernel what it took; what it prints is shown where it fails.
+    """Run a command and ask the kernel for its resource usage; its output is shown if it fails.
 
-    Of its memory it leaves a note itself: for a spawned process the kernel counts what its parent held as well.
+    The process itself writes down its memory: for a spawned process, the kernel's figure includes the parent's memory.
     """
     told, status = Path(folder) / "told.txt", Path(folder) / "status"
     noted = f"atexit.register(lambda: shutil.copyfile('/proc/self/status', {str(status)!r}))"

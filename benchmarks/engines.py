@@ -1,12 +1,12 @@
-"""Engines: what dispatch costs beside the work, one worker against two.
+"""Engines: the overhead of dispatching work, and one worker against two.
 
     python benchmarks/engines.py [--json] [--quick] [--repeats 5] [--engines here,pool,ray]
 
-    empty       a unit that does nothing: the time is the engine's own
-    match       a pair of dictionaries of 2,048 features of width 512, rows drawn by the worker: about as long as a text
+    empty       a unit that does nothing: its time is the engine's overhead
+    match       two dictionaries of 2,048 features of width 512, drawn by the worker: takes about as long as a text
 
-Every engine is opened once and has done each kind of unit before the first round, so that starting processes and
-importing torch is in a row of its own. Workers compute with one thread, and so does this process.
+Every engine is opened once and runs each kind of unit before the first round, so that starting processes and importing
+torch are reported separately. Workers compute with one thread, and so does this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from saeflow.engines import Engine, InProcess, open_engine
 
 
 def opened(name: str, stack: ExitStack) -> dict[str, Engine]:
-    """An engine of one worker and one of two; Ray's cluster is one, so that it is opened for one count at a time."""
+    """The engine `here`, or a pair with one and two workers. Not for Ray: a process joins one cluster at a time."""
     if name == "here":
         return {"here": InProcess()}
     return {f"{name}, {n} workers": stack.enter_context(open_engine(name, workers=n)) for n in (1, 2)}
@@ -35,7 +35,7 @@ def ended(engine: Engine, work: Callable[[int], object], n: int) -> list[object]
 
 
 def started(engine: Engine) -> float:
-    """Seconds of the first unit of each kind: processes, imports."""
+    """Seconds for the first units of each kind, which start processes and import packages."""
     begun = time.perf_counter()
     ended(engine, empty, max(1, engine.workers))
     ended(engine, match, max(2, engine.workers))
@@ -76,7 +76,7 @@ def time_all(
     n_match: int,
     repeats: int,
 ) -> None:
-    """Interleaved medians of some engines; the results of all must be the same."""
+    """Time the engines in turn and record medians; all must give the same results."""
     truth = ended(InProcess(), match, n_match)
     for name, engine in engines.items():
         taken = started(engine)

@@ -1,13 +1,14 @@
-"""The explorer: time to the first graph, time of a graph, bytes of the page, memory.
+"""The explorer: time to the first graph, time per graph, size of the page, and memory.
 
     python benchmarks/explorer.py [--json] [--quick] [--graphs 30]
 
-On the demo pack, and on a synthetic atlas of 26 layers with 16,384 features at each of res, mlp and att, k = 5, and a
-label for every feature (1.3 million; made in minutes and kept in the temporary folder, weights are not made). `saeflow
-serve` is started as a user starts it, and asked over HTTP as the page asks. The first graph counts from the start of
-the process, with the interpreter and all imports; other graphs are of random residual features, asked one after the
-other once the index of words is there. Then 200 graphs and 200 searches are asked one after the other, and all at once,
-a connection each. Memory is the resident set of the server, which has not imported torch.
+Runs on the demo pack, and on a synthetic atlas of 26 layers with 16,384 features at each of res, mlp and att, k = 5,
+and a label for every feature (1.3 million; made in minutes, without weights, and kept in the temporary folder).
+`saeflow serve` is started as a user would, and receives the same HTTP requests as from the page. The first graph is
+timed from the start of the process, including the interpreter and all imports. Further graphs are of random residual
+features, requested one after the other once the index of words exists. Then 200 graphs and 200 searches are requested
+one after the other, and all at once on separate connections. Memory is the private resident memory of the server,
+which does not import torch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ TIMEOUT = 1200
 
 
 def synthetic(folder: Path, layers: int, width: int) -> Path:
-    """An atlas whose residual features continue each other through all layers, with words; made once."""
+    """Make an atlas, with words, whose residual features form chains through all layers; an existing one is kept."""
     if (folder / MANIFEST).is_file():
         return folder
     rng = np.random.default_rng(0)
@@ -56,7 +57,7 @@ def synthetic(folder: Path, layers: int, width: int) -> Path:
     for source, target in track(pairs, description="tables", transient=True):
         index = rng.integers(0, width, (width, K), dtype=np.int32)
         score = np.sort(rng.uniform(0.02, 0.4, (width, K)).astype(np.float32), axis=1)[:, ::-1].copy()
-        if source.part is target.part:  # a chain, the same from both sides
+        if source.part is target.part:  # a chain: the same best match in both directions
             child = max(source.layer, target.layer)
             index[:, 0] = order[child] if source.layer == child else np.argsort(order[child])
             score[:, 0] = rng.uniform(0.5, 0.95, width)
@@ -77,7 +78,7 @@ def synthetic(folder: Path, layers: int, width: int) -> Path:
 
 @contextmanager
 def served(atlas: str, cache: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client, float]]:
-    """A running server, a client that is let in, and when the process was started."""
+    """Start a server; yields the process, an authorised client, and the time when the process was started."""
     environment = os.environ | {"SAEFLOW_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -97,7 +98,7 @@ def served(atlas: str, cache: Path) -> Iterator[tuple[subprocess.Popen[str], htt
 
 
 def first_graph(atlas: str, seed: str, cache: Path, repeats: int) -> tuple[float, float]:
-    """Median seconds from the start of the process to the whole answer with the first graph; and of the processor."""
+    """Median wall and processor seconds from the start of the process to the complete first graph."""
     taken: list[float] = []
     worked: list[float] = []
     for _ in range(repeats):
@@ -109,19 +110,19 @@ def first_graph(atlas: str, seed: str, cache: Path, repeats: int) -> tuple[float
 
 
 def processor(process: subprocess.Popen[str]) -> float:
-    """Seconds of processor time a process has had: what its work costs, whatever else the machine does."""
+    """Seconds of processor time used by a process, which hardly depend on other load on the machine."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(process: subprocess.Popen[str]) -> float:
-    """MB of the process that are in memory and its own: files it has mapped are left out."""
+    """Resident private memory of the process in MB, without mapped files."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 
 def timed(client: httpx.Client, path: str, asked: list[dict[str, object]]) -> tuple[float, list[httpx.Response]]:
-    """Median seconds of some requests, and the answers."""
+    """Send the requests one by one; returns the median seconds and the responses."""
     taken: list[float] = []
     found: list[httpx.Response] = []
     for parameters in asked:
@@ -132,7 +133,7 @@ def timed(client: httpx.Client, path: str, asked: list[dict[str, object]]) -> tu
 
 
 def together(name: str, process: subprocess.Popen[str], client: httpx.Client, seeds: list[str], n: int) -> list[Row]:
-    """`n` graphs and `n` searches one after the other, and all at once: seconds, of the processor, and answers."""
+    """Request `n` graphs and `n` searches one by one, then all at once: seconds, processor time and statuses."""
     paths: list[str] = []
     for i in range(n):
         paths += [f"/api/graph?feature={seeds[i % len(seeds)]}", f"/api/search?q={WORDS[i % len(WORDS)]}"]
@@ -152,7 +153,7 @@ def together(name: str, process: subprocess.Popen[str], client: httpx.Client, se
 
 
 async def _all_at_once(client: httpx.Client, paths: list[str]) -> list[int]:
-    """The statuses of requests that are sent before the first is answered, a bare connection each."""
+    """Send all requests concurrently, each on its own raw connection; returns the HTTP statuses."""
     place, token = client.base_url, client.headers["authorization"]
 
     async def one(path: str) -> int:
@@ -210,7 +211,7 @@ def measured(name: str, atlas: str, seed: str, width: int, layers: int, n: int, 
 
 
 def page_bytes(cache: Path) -> dict[str, float]:
-    """kB of everything the page loads before something is clicked."""
+    """kB of everything that the page loads before any click."""
     with served("demo", cache) as (_, client, _):
         info, graph = client.get("/api/info"), client.get("/api/graph", params={"feature": "4/res/360"})
     static = sum(path.stat().st_size for path in assets().values())

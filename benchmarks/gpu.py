@@ -1,17 +1,17 @@
-"""What one GPU makes of top-k, an atlas and causal trials, and whether its answers are those of the CPU.
+"""Run top-k, an atlas and causal trials on a GPU, and check that the results match those of the CPU.
 
     python benchmarks/gpu.py [--device cuda] [--json] [--quick]
 
-Takes under five minutes, and runs on a CPU too (`--device cpu --quick`). It has never run on a GPU: none was at hand.
-What to look for: "indices unlike float32" and "scores unlike float32" are 0, "indices unlike the CPU" is near 0 (scores
-that agree but for the last bit), and top-k and trials have ratios below 1.
+Takes under five minutes, and also runs on a CPU (`--device cpu --quick`). It has never been run on a GPU, for lack of
+one. What to look for: "indices unlike float32" and "scores unlike float32" are 0, "indices unlike the CPU" is near 0
+(only scores that differ in the last bit), and top-k and trials have ratios below 1.
 
-1. Top-k, both directions, as chosen by measured speed, against the bare float32 product on the device; the same on the
-   device in float32, and a part of it on the CPU, for the answers.
+1. Top-k in both directions, with the product chosen by measured speed, against the bare float32 product on the device.
+   The results are compared with float32 on the device, and a part of them with the CPU.
 2. An atlas of random dictionaries on the device, against the sum of its matches.
-3. Causal trials of `causal.py` in the shape of GPT-2 small: the engine on the device, against the engine on the CPU.
+3. The causal trials of `causal.py` in the shape of GPT-2 small: the engine on the device against the engine on the CPU.
 
-Training is left out: `saeflow train --device cuda` reports its own speed.
+Training is not covered: `saeflow train --device cuda` reports its own speed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ K = 5
 
 
 def waited(act: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """The same, until the device is done."""
+    """Wrap `act` so that it waits until the device has finished."""
 
     def whole() -> None:
         act()
@@ -51,7 +51,7 @@ def waited(act: Callable[[], object], device: torch.device) -> Callable[[], None
 
 
 def topk(n: int, width: int, device: torch.device, repeats: int) -> tuple[list[Row], dict[str, object]]:
-    """Speed of top-k, and how many answers differ."""
+    """Speed of top-k, and the number of results that differ."""
     generator = torch.Generator().manual_seed(0)
     on_cpu = [torch.nn.functional.normalize(torch.randn(n, width, generator=generator)) for _ in range(2)]
     a, b = (rows.to(device) for rows in on_cpu)
@@ -60,7 +60,7 @@ def topk(n: int, width: int, device: torch.device, repeats: int) -> tuple[list[R
         "top-k, both directions": lambda: top_k_both(a, b, K),
         "top-k, both directions, float32 set": lambda: top_k_both(a, b, K, product="float32"),
     }
-    top_k_both(a, b, K)  # measures the products
+    top_k_both(a, b, K)  # first call: measures which product is fastest
     taken = interleaved({name: waited(act, device) for name, act in acts.items()}, repeats)
     limit, size = taken["bare float32 product"], f"{n:,}² x {width:,}, k={K}"
     rows = [Row(name, size, seconds, seconds / limit, "bare product") for name, seconds in taken.items()]
@@ -79,7 +79,7 @@ def topk(n: int, width: int, device: torch.device, repeats: int) -> tuple[list[R
 
 
 def atlas(n: int, width: int, device: torch.device) -> list[Row]:
-    """An atlas of three layers, and the matches it is made of."""
+    """Time an atlas of three layers, and the matches it consists of."""
     made = {site: dictionary.to(device) for site, dictionary in Synthetic(3, n, width).items()}
     pairs = flow_pairs(list(made))
 
@@ -105,7 +105,7 @@ def atlas(n: int, width: int, device: torch.device) -> list[Row]:
 
 
 def trials(device: torch.device, *, quick: bool) -> tuple[list[Row], float]:
-    """Causal trials on the device and on the CPU: seconds, and the largest relative difference."""
+    """Time causal trials on the device and on the CPU; also returns the largest relative difference of results."""
     world = causal.gpt2_shape(quick=quick)
     asked = causal.protocol(world, causal.prepare(world))
     expected = causal.by_engine(world, asked, loss=False)

@@ -1,9 +1,9 @@
-"""Pearson matching of two sites: against scipy's sparse product, and against dense Z_A^T Z_B.
+"""Pearson matching of two sites, against scipy's sparse product and against dense Z_A^T Z_B.
 
     python benchmarks/pearson.py [--json] [--quick] [--size 16384] [--tokens 100000] [--active 100]
 
-saeflow ranks the five best of both directions; the others only form the products, and are timed on a
-sample of the source features and scaled by how many products those take. Seconds are for all tokens.
+saeflow ranks the five best matches in both directions. The others only form the products; they are timed on a sample
+of the source features and scaled by the number of products these take. Seconds are for all tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Inputs = tuple[sp.csc_array, sp.csr_array, sp.csc_array]
 
 
 def activations(tokens: int, size: int, active: int, seed: int) -> sp.csc_array:
-    """Random activations with up to `active` features a token, common and rare ones as in dictionaries."""
+    """Random activations with up to `active` features per token, of uneven frequencies as in real dictionaries."""
     rng = np.random.default_rng(seed)
     weight = 1.0 / (rng.permutation(size) + size / 8)
     index = rng.choice(size, size=(tokens, active), p=weight / weight.sum()).astype(np.int32)
@@ -33,7 +33,7 @@ def activations(tokens: int, size: int, active: int, seed: int) -> sp.csc_array:
 
 
 def inputs(tokens: int, size: int, active: int) -> Inputs:
-    """The source, the source as rows of a sample of its features, the target."""
+    """The source, a sample of the source's features as rows, and the target."""
     x = activations(tokens, size, active, 0)
     return x, sp.csr_array(x[:, :SAMPLE].T), activations(tokens, size, active, 1)
 
@@ -47,7 +47,7 @@ def sparse_sample(made: Inputs) -> None:
 
 
 def dense_sample(made: Inputs) -> None:
-    """4,096 tokens at a time, so that the dense activations fit; making them dense counts."""
+    """Dense product, 4,096 tokens at a time to limit memory; the time includes making the activations dense."""
     sample, target = sp.csr_array(made[1].T), sp.csr_array(made[2])
     out = torch.zeros(sample.shape[1], target.shape[1])
     for start in range(0, sample.shape[0], 4096):
@@ -56,7 +56,7 @@ def dense_sample(made: Inputs) -> None:
 
 
 def products(x: sp.csc_array, y: sp.csc_array) -> np.ndarray:
-    """How many products each source feature takes: the active targets of every token it fires on."""
+    """The number of products per source feature: the active target features, summed over the tokens it fires on."""
     active = np.diff(sp.csr_array(y).indptr).astype(np.float64)
     pattern = sp.csc_array((np.ones(x.nnz), x.indices, x.indptr), shape=x.shape)
     return pattern.T @ active

@@ -1,11 +1,11 @@
-"""One-to-one assignment of two dictionaries: against dense solvers on the whole matrix of products.
+"""One-to-one assignment of two dictionaries, against dense solvers on the full matrix of products.
 
     python benchmarks/permutation.py [--json] [--quick] [--size 4096] [--width 768]
 
-Planted: a permutation of unit rows plus noise of the rows' own norm, 30 % of the rows unrelated. "gap" is how
-far the sum of dot products stays below scipy's dense optimum, relative to it; "proved" is what saeflow's own
-bound says without it. lapx is measured where it is installed. The dense solvers take 20 bytes a product
-(5.4 GB at 16,384 squared).
+The planted data are a permutation of unit rows plus noise of the same norm, with 30 % of the rows unrelated. "gap"
+is the relative distance of the sum of dot products below scipy's dense optimum; "proved" is the gap that saeflow's
+own bound guarantees without knowing the optimum. lapx is measured if it is installed. The dense solvers take 20
+bytes per product (5.4 GB at 16,384 squared).
 """
 
 from __future__ import annotations

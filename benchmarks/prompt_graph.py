@@ -1,12 +1,12 @@
-"""The graph of a prompt: all removals by the engine, against one whole forward pass with a hook for each.
+"""The graph of a prompt: all ablations by the engine, against one whole hooked forward pass for each.
 
     python benchmarks/prompt_graph.py [--quick] [--json]
 
-At the last token of a text every active feature and every error is removed alone, and everything it writes into is
-read. The alternative is what researchers write: for every effect one forward pass under a hook, with the activation of
-the child read at its site. Passes are timed on a sample and scaled: once to one pass an effect, and once to one pass a
-removal, as a careful script would do that reads all children of a removal in the same pass. The engine's time is that
-of the whole graph, from the tokens to the tables, without random graphs.
+At the last token of a text, every active feature and every error is ablated on its own, and its effect on everything it
+writes into is read. The baseline is what researchers usually write: one hooked forward pass per effect, reading the
+child's activation at its site. Passes are timed on a sample and scaled, once to one pass per effect, and once to one
+pass per ablation, like a careful script that reads all children in the same pass. The engine's time covers the whole
+graph, from tokens to tables, without random graphs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEED, N_TOKENS, N_ACTIVE = 0, 64, 32
 
 @dataclass(frozen=True)
 class World:
-    """A model, its dictionaries, matches of them, and a text."""
+    """A model, its dictionaries, their matches, and a text."""
 
     name: str
     model: LanguageModel
@@ -43,7 +43,7 @@ class World:
     text: str
 
     def graph(self) -> PromptGraph:
-        """The whole graph of the last token: nothing pruned, every edge."""
+        """The complete graph of the last token, without any pruning."""
         return trace_text(
             self.text,
             self.dictionaries,
@@ -57,7 +57,7 @@ class World:
 
 
 def demo() -> World:
-    """The model that comes with saeflow: 6 layers with 3 sites each."""
+    """The demo model, with 6 layers of 3 sites each."""
     saes = saeflow.load_dictionaries("demo")
     model = saeflow.load_model("demo").as_trained(saes)
     [text] = demo_texts("textbooks", 1, SEED)
@@ -65,7 +65,7 @@ def demo() -> World:
 
 
 def smollm2_shape(*, quick: bool) -> World:
-    """A Llama of the shape of SmolLM2-135M with random weights, and random dictionaries at all of its sites."""
+    """A random Llama in the shape of SmolLM2-135M, with random dictionaries at all sites."""
     torch.manual_seed(SEED)
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 512}
     large = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
@@ -75,7 +75,7 @@ def smollm2_shape(*, quick: bool) -> World:
         num_key_value_heads=3 if not quick else 2,
     )
     hf_model = LlamaForCausalLM(config)
-    for parameter in hf_model.parameters():  # random matrices of 0.02 leave the stream to the embeddings
+    for parameter in hf_model.parameters():  # with the default std of 0.02 the embeddings would dominate the stream
         if parameter.dim() == 2:
             parameter.data *= 2
     model = LanguageModel(hf_model, _Words(config.vocab_size))
@@ -88,7 +88,7 @@ def smollm2_shape(*, quick: bool) -> World:
 
 
 class _Words(PreTrainedTokenizerFast):
-    """Numbers as tokens: the model is random, and its words are."""
+    """A tokenizer whose tokens are numbers, for a random model."""
 
     def __init__(self, n: int) -> None:
         from tokenizers import Tokenizer
@@ -101,7 +101,7 @@ class _Words(PreTrainedTokenizerFast):
 
 
 def by_whole_passes(world: World, pairs: list[tuple[str, str]]) -> list[float]:
-    """The child's activation after one forward pass under a hook, for each pair of a parent and a child."""
+    """The child's activation with its parent ablated, from one hooked forward pass per (parent, child) pair."""
     tokens = world.model.tokenize([world.text], max_length=N_TOKENS)
     found: list[float] = []
     for parent, child in pairs:
@@ -114,7 +114,7 @@ def by_whole_passes(world: World, pairs: list[tuple[str, str]]) -> list[float]:
 
 
 def measure(world: World, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
-    """Rows of one model, and its speed-ups."""
+    """The rows and speed-ups for one model."""
     graph = world.graph()
     features = graph.edges[(graph.edges["link"] != "logit") & ~graph.edges["parent"].str.contains("error")]
     draw = random.Random(SEED)  # noqa: S311  (a sample, no secret)
@@ -124,7 +124,7 @@ def measure(world: World, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
     taken = wall_and_cpu({"graph": world.graph, "passes": passes}, 3 if quick else 7)
     (graph_wall, graph_cpu), (one, one_cpu) = taken["graph"], (seconds / len(pairs) for seconds in taken["passes"])
     n_effects, n_removals = len(graph.edges), int((graph.nodes["kind"] != "logit").sum())
-    # the children's activations before, to compare what is left
+    # check: the clean activation minus the change in the graph must equal the activation from the pass
     values = graph.nodes.set_index("node")["activation"]
     after = [float(values[edge.child] - edge.change) for edge in sample.itertuples()]
     apart = max(abs(a - b) / max(abs(a), abs(b), 1e-6) for a, b in zip(after, passes(), strict=True))

@@ -1,17 +1,16 @@
-"""A published site: time to publish, size of the folder, bytes loaded and time to the first graph.
+"""Publishing a site: time to publish, size of the folder, bytes loaded and time to the first graph.
 
     python benchmarks/publish.py [--json] [--quick] [--width 16384] [--release RELEASE] [--sites FOLDER...]
 
-On synthetic atlases of 30 layers with res, mlp and att (90 sites) of 2,304 features each, or of `--width`, k = 5, a
-label for every feature, and flows through all layers; or on a release that is here. The folder is served by `python -m
-http.server`, which knows no ranges and packs nothing, and a link to the graph of a feature is opened in Chromium with
-an empty cache. The time is that from the beginning of the navigation to the first drawn node, as the page itself sees
-it; bytes are those of all files that had come by then. Steps are the longest row of files each of which was asked for
-when the one before had come: on a distant host, each costs the time of an answer. Medians. Processor time is that of
-the browser, all of its processes, and of the server, from the new page to the drawn graph: what the page costs,
-whatever else the machine does.
+Runs on a synthetic atlas of 30 layers with res, mlp and att (90 sites) of 2,304 features each (or `--width`), k = 5, a
+label for every feature and flows through all layers; or on a release on this machine. The folder is served by `python
+-m http.server`, without range requests or compression, and a link to a feature's graph is opened in Chromium with an
+empty cache. The time runs from the start of the navigation to the first drawn node, as seen by the page; bytes are
+those of all files received by then. Steps are the longest chain of files, each requested only after the one before had
+arrived: on a distant host, each step costs a round trip. All values are medians. Processor time is that of the server
+and all browser processes, from the new page to the drawn graph, and hardly depends on other load on the machine.
 
-Sites that are there already, such as those of two versions, are opened in turns with `--sites`.
+Existing sites, such as those of two versions, are opened in turn with `--sites`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ new MutationObserver(() => {
 
 
 def opened(sites: Sequence[Path], repeats: int) -> dict[Path, list[dict[str, float]]]:
-    """What the page of each site saw when its first graph was drawn, each time in a browser that knew nothing."""
+    """What the page of each site measured when its first graph was drawn, each time with an empty cache."""
     found: dict[Path, list[dict[str, float]]] = {site: [] for site in sites}
     with ExitStack() as stack:
         links = [(site, f"{stack.enter_context(served(site))}/#flow?feature={seed(site)}") for site in sites]
@@ -74,7 +73,7 @@ def opened(sites: Sequence[Path], repeats: int) -> dict[Path, list[dict[str, flo
 
 @contextmanager
 def served(folder: Path) -> Generator[str]:
-    """The address of a folder, from a server of files."""
+    """Serve a folder with `http.server`; yields the address."""
     with bound(0) as free:
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "http.server", "-d", str(folder), "-b", "127.0.0.1", port]
@@ -88,12 +87,12 @@ def served(folder: Path) -> Generator[str]:
 
 
 def seed(site: Path) -> str:
-    """The feature whose graph a site shows by itself."""
+    """The feature whose graph a site shows by default."""
     return json.loads((site / "site.json").read_text(encoding="utf-8"))["info"]["picks"][0]["feature"]
 
 
 def steps(files: Sequence[tuple[float, float, int]]) -> int:
-    """The longest row of files that each began when the one before had come; (came, began, bytes), sorted."""
+    """The longest chain of files that each started after the one before ended; files are sorted (end, start, bytes)."""
     longest: list[int] = []
     for _, began, _ in files:
         longest.append(1 + max((n for (came, *_), n in zip(files, longest, strict=False) if came <= began), default=0))
@@ -101,7 +100,7 @@ def steps(files: Sequence[tuple[float, float, int]]) -> int:
 
 
 def worked() -> float:
-    """Seconds of processor time that the children of this process, and theirs, have had."""
+    """Seconds of processor time used by all descendants of this process."""
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -119,7 +118,7 @@ def worked() -> float:
 
 
 def published(name: str, release: str, repeats: int) -> list[Row]:
-    """A release published and opened."""
+    """Publish a release and open the site."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         site = sf.publish(release, Path(folder) / "site")
@@ -129,7 +128,7 @@ def published(name: str, release: str, repeats: int) -> list[Row]:
 
 
 def told(name: str, seen: Sequence[dict[str, float]]) -> Row:
-    """What was seen of a site, as medians."""
+    """A row with the medians measured on a site."""
     median = {key: statistics.median(one[key] for one in seen) for key in seen[0]}
     note = f"{median['bytes'] / 1e6:.2f} MB in {median['files']:.0f} files and {median['steps']:.0f} steps, "
     note += f"{median['nodes']:.0f} features, {median['worked']:.2f} s of processor"

@@ -1,11 +1,11 @@
-"""Bytes that matching fetches of a release: the tensors it reads, or whole files.
+"""How many bytes of a release matching fetches: only the tensors it reads, or whole files.
 
     python benchmarks/remote.py [--json] [--quick]
 
-A hub and its CDN on this machine serve planted releases in the layouts and shapes of Gemma Scope 2B (.npz, 16,384
-features of width 2,304) and Gemma Scope 2 on the 1B (.safetensors, width 1,152), two sites of each. An atlas is
-built of them, twice, then every tensor is read. Bytes are counted by the server. The second build, and whole files
-for comparison, are part of what is printed. The server is that of the tests.
+A local hub and CDN serve planted releases in the layouts and shapes of Gemma Scope 2B (.npz, 16,384 features of width
+2,304) and Gemma Scope 2 for the 1B model (.safetensors, width 1,152), with two sites each. For each, the script builds
+an atlas twice, reads every other tensor, and, for comparison, builds an atlas from whole files. The server, which is
+that of the tests, counts the bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hub_server import Hub, serving
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What was served of one release, in bytes; `files` is how large its files are."""
+    """The bytes served for one step on a release; `files` is the total size of its files."""
 
     release: str
     done: str
@@ -73,7 +73,7 @@ def plant(hub: Hub, folder: Path, kind: str, n: int, d: int) -> str:
 
 
 def measure(hub: Hub, kind: str, n: int, d: int) -> list[Served]:
-    """Build an atlas piece by piece, again, read all; then the same from whole files."""
+    """Build an atlas by byte range, build it again, read all tensors; then build it from whole files."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -113,7 +113,7 @@ def measure(hub: Hub, kind: str, n: int, d: int) -> list[Served]:
 
 
 def as_markdown(rows: list[Served]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     head = "| release | done | MB of its files | MB served | share | requests |\n|---|---|---:|---:|---:|---:|\n"
     return head + "\n".join(
         f"| {r.release} | {r.done} | {r.files / 1e6:,.1f} | {r.served / 1e6:,.1f} | {r.served / r.files:.1%} | "

@@ -1,11 +1,11 @@
-"""Searching labels as one types: against reading every label, and against SQLite's own ranking.
+"""Searching labels while typing, against scanning every label and against SQLite's own ranking.
 
     python benchmarks/search.py [--json] [--quick] [--features 1277952]
 
-1,277,952 features, as Gemma Scope 2B has at width 16,384, with synthetic labels: 3 to 12 words of a vocabulary of
-30,000 with frequencies as 1 / rank (so that "references" and "the" of real labels have their counterparts), and ten
-tokens each. Words of several frequencies are typed letter by letter. A search opens the index, checks that it is that
-of the words, and ranks, as the command line does; the time of a query is the slowest of its prefixes.
+Uses 1,277,952 features, as Gemma Scope 2B has at width 16,384, with synthetic labels: 3 to 12 words from a vocabulary
+of 30,000 with frequencies proportional to 1 / rank (so that "references" and "the" of real labels have counterparts),
+and ten tokens each. Words of various frequencies are typed letter by letter. As on the command line, a search opens the
+index, checks that it belongs to the words, and ranks; the time of a query is that of its slowest prefix.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def made(words: list[str], drawn: list[int], length: int) -> FeatureWords:
 
 
 def typed(words: list[str]) -> dict[str, list[str]]:
-    """Queries with every prefix of their last word."""
+    """Queries by name, each as a list with every prefix of its last word."""
     asked = {
         "the commonest word": (words[0],),
         "a common and a rare word": (words[3], words[900]),
@@ -68,14 +68,14 @@ def typed(words: list[str]) -> dict[str, list[str]]:
 
 
 def by_reading(labels: list[str], query: str) -> list[int]:
-    """What one writes first: a regular expression over every label."""
+    """The simplest implementation: regular expressions on every label."""
     *whole, last = query.split()
     patterns = [re.compile(rf"\b{word}\b") for word in whole] + [re.compile(rf"\b{last}")]
     return [place for place, label in enumerate(labels) if all(p.search(label) for p in patterns)][:20]
 
 
 def by_rank(path: Path, query: str) -> list[int]:
-    """FTS5 alone, ordered by its bm25."""
+    """Plain FTS5, ordered by its bm25."""
     *whole, last = query.split()
     expression = " AND ".join([*(f'"{word}"' for word in whole), f'"{last}"*'])
     with closing(sqlite3.connect(path)) as database:

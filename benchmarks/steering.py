@@ -1,15 +1,15 @@
-"""Steered generation: what hooks cost a call, and what one batch of many settings saves.
+"""Steered generation: the overhead of hooks per call, and the speed-up from batching many settings.
 
     python benchmarks/steering.py [--quick] [--json] [--settings 64]
 
-`overhead`: `generate` of transformers inside `model.intervening(plan)` against the same call on the model alone. The
-demo model, 16 rows, greedy, 64 tokens; the plan adds a feature at every site the flow graphs of three starts reach
-(attention, MLP and residual stream of all layers), with a schedule. Making the vectors of the plan is counted.
+`overhead`: `generate` of transformers inside `model.intervening(plan)` against the same call on the unsteered model.
+Uses the demo model, 16 rows, greedy, 64 tokens; the plan adds the features at every site that the flow graphs of three
+starts reach (attention, MLP and residual stream of all layers), with a schedule. Making the vectors is included.
 
-`sweep_speedup`: `saeflow.steering.generate` of many settings in one call, which puts them into batches of up to 256
-rows, against one call a setting, both with the same sampler, prompt and seeds. Rows tell the ratio for 1, 4, 16 and 64
-samples a setting; the key is that of 4. With many samples a setting one call already fills the machine, and there is
-little left to save.
+`sweep_speedup`: `saeflow.steering.generate` with many settings in one call, which forms batches of up to 256 rows,
+against one call per setting, both with the same sampler, prompt and seeds. The rows give the ratio for 1, 4, 16 and 64
+samples per setting; the headline figure is the one for 4. With many samples, one setting already fills the machine and
+batching saves little.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class World:
 
 
 def world() -> World:
-    """Graphs of features of the third layer, one through the whole depth among them."""
+    """Plan from the flow graphs of three features at 3/res, one of which spans the whole depth."""
     model, dictionaries = saeflow.load_model("demo"), saeflow.load_dictionaries("demo")
     starts = [FeatureId(Site(3, Part.RES), index) for index in (541, 5, 17)]
     found = targets(grow(starts, saeflow.open_atlas("demo"), thresholds=saeflow.Thresholds(res=0.0, mlp=0.0, att=0.0)))
@@ -55,7 +55,7 @@ def world() -> World:
 
 
 def plainly(world: World, tokens: int, *, rows: int = 16) -> None:
-    """`generate` of transformers, of a fixed length."""
+    """Run `generate` of transformers with a fixed length."""
     prompt = world.model.tokenize([PROMPT] * rows)
     config = GenerationConfig(
         max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=world.model.pad_id
@@ -69,7 +69,7 @@ def steered(world: World, tokens: int) -> None:
 
 
 def settings(world: World, n: int) -> list[SteeringPlan]:
-    """Plans of `n` settings: layers 0 to l of the plan, at many strengths."""
+    """Plans for `n` settings: layers 0 to l of the plan, at various strengths."""
     layers = world.model.n_layers
     return [world.plan.at_layers(range(1 + i % layers)).scaled(0.5 + 4 * i / n) for i in range(n)]
 
@@ -134,7 +134,7 @@ def sweep(world: World, n: int, samples: int, sampling: Sampling, repeats: int) 
 
 
 def world_() -> World:
-    """The world with everything that is read once already read."""
+    """A warmed-up world: everything that is read only once has been read."""
     made = world()
     together(made, settings(made, 1), 1, Sampling(max_new_tokens=2))
     return made

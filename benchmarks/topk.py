@@ -1,12 +1,12 @@
-"""Cosine top-k of two dictionaries: against the bare matrix product, and against what people write.
+"""Cosine top-k of two dictionaries, against the bare matrix product and against common implementations.
 
     python benchmarks/topk.py [--json] [--quick] [--size 16384] [--width 2304] [--k 5]
 
-Both directions unless said. A bare product computes its numbers into a reused tile and ranks nothing: no exact method
-that multiplies in float32 alone can be faster than the float32 one. saeflow finds candidates in the kind of product
-that is fastest on the machine (`saeflow.matching.screening`). faiss is measured where it is installed (extra `bench`).
-The loop over rows is timed on a few rows and scaled. On a busy machine, ratios of CPU time with one thread
-(OMP_NUM_THREADS=1) are steadier than those of the clock.
+Methods search both directions unless stated otherwise. A bare product writes into a reused tile and ranks nothing: no
+exact method that multiplies only in float32 can be faster than the float32 one. saeflow finds candidates with whichever
+kind of product is fastest on the machine (`saeflow.matching.screening`). faiss is measured if it is installed (extra
+`bench`). The loop over rows is timed on a few rows and scaled. On a busy machine, ratios of CPU time with one thread
+(OMP_NUM_THREADS=1) are steadier than ratios of wall time.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def row_by_row(made: Inputs) -> None:
 
 
 def methods(n: int, *, others: bool) -> dict[str, tuple[Callable[[Inputs], None], float, str]]:
-    """Name -> (function, what its time is multiplied by, note)."""
+    """Name -> (function, factor by which its time is scaled, note)."""
     found: dict[str, tuple[Callable[[Inputs], None], float, str]] = {
         BARE: (bare, 1, "ranks nothing"),
         "saeflow, both directions": (both, 1, "in what is fastest here"),

@@ -1,21 +1,21 @@
-"""Training SAEs: the steps of saeflow's trainer next to those of sae-lens's, and where both arrive.
+"""Training SAEs: speed and final quality of saeflow's trainer compared with sae-lens's.
 
     python benchmarks/training.py [--json] [--quick] [--widths 2304,4608] [--batch 4096] [--steps 20]
     python benchmarks/training.py --curves [--objectives jumprelu-l0] [--tokens 300000] [--seeds 3] [--layer 3]
     python benchmarks/training.py --whole [--model smollm2-135m] [--dtype float32] [--widths 2304] [--tokens 200000]
 
-Without the extra train only saeflow's trainer runs.
+Without the extra `train`, only saeflow's trainer runs.
 
-Speed: both trainers take turns on the same batches of 576 planted dimensions (2,000 directions of unequal frequency,
-16 active), target L0 20. Given are the medians over the steps after 30 % of the run, when L0 is at its target, in
-processor time, and the mean over all steps, which begin with eight times as many active features.
+Speed: both trainers alternate on the same batches of 576 planted dimensions (2,000 directions of unequal frequency, 16
+active), with a target L0 of 20. Reported are the median processor time per step after the first 30 % of the run, when
+L0 has reached its target, and the mean over all steps, which start with eight times as many active features.
 
-Whole: a run at nine sites (res, mlp and z of three layers in a row), from the text to what is written, in a process of
-its own for each trainer: processor time a token of the model's pass, of the steps and of measuring, and peak memory.
-sae-lens's trainer runs on an eighth of the tokens; it has the same pass, buffer and measurements, which its own runs,
-one site each, would take nine times.
+Whole: a run at nine sites (res, mlp and z of three consecutive layers), from text to output files, in a separate
+process for each trainer: processor time per token for the model's forward pass, the training steps and the
+evaluation, and peak memory. sae-lens's trainer runs on an eighth of the tokens. It is given the same forward pass,
+buffer and evaluation; its own runs train one site each and would need nine of them.
 
-Curves: FVE, L0 and dead features at the end, on one layer of the demo model, for both trainers and several seeds.
+Curves: final FVE, L0 and dead features on one layer of the demo model, for both trainers and several seeds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ D, DIRECTIONS, ACTIVE, L0 = 576, 2000, 16, 20
 
 
 def planted(n: int, seed: int) -> Tensor:
-    """Rows with 16 of 2,000 directions, centred, at a mean norm of sqrt(d)."""
+    """Rows that each combine 16 of 2,000 directions, centred and scaled to a mean norm of sqrt(d)."""
     own = torch.Generator().manual_seed(0)
     truth = torch.nn.functional.normalize(torch.randn(DIRECTIONS, D, generator=own), dim=1)
     frequency = torch.arange(1, DIRECTIONS + 1).float() ** -0.7
@@ -108,7 +108,7 @@ def speed(objectives: list[str], widths: list[int], batch: int, steps: int) -> l
 
 
 def mixed(number: int) -> list[str]:
-    """All texts of the demo pack, in an order of the pass."""
+    """All texts of the demo pack, in an order determined by the number of the pass."""
     texts = [text for domain in DOMAINS for text in all_texts(domain)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(number))
     return [texts[i] for i in order.tolist()]
@@ -168,7 +168,7 @@ def whole(model: str, dtype: str, objective: str, width: int, tokens: int, batch
 def timed_run(
     name: str, model_name: str, dtype: str, objective: str, width: int, tokens: int, batch: int, send: Any
 ) -> None:
-    """Train nine dictionaries, and say where the processor time went."""
+    """Train nine dictionaries and send back where the processor time went."""
     torch.set_num_threads(1)
     parts: defaultdict[str, float] = defaultdict(float)
 

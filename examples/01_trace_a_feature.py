@@ -1,4 +1,4 @@
-"""Grow the flow graph of a feature of the demo pack, read it, and write it as a page."""
+"""Trace the flow graph of a feature of the demo pack, print it, and write it as an HTML page."""
 
 from pathlib import Path
 

@@ -1,16 +1,16 @@
-"""What disks do to long jobs: full, read-only, two writers at once, a file cut or flipped. Nothing may be lost.
+"""Disk faults during long jobs: full, read-only, two writers at once, damaged files. Nothing may be lost.
 
     python faults/disk.py [--spoil 4] [--seed 0] [--job NAME] [--fault NAMES] [--json]
 
-    full        the disk (a small tmpfs, where one may be mounted) fills up at 30 % and at 80 % of what the job writes
-    limit       no file may grow beyond a half of the largest (RLIMIT_FSIZE)
-    read-only   the folder is mounted read-only, empty or with the job in it
+    full        the disk (a small tmpfs, if one can be mounted) fills up at 30 % and at 80 % of what the job writes
+    limit       no file may grow beyond half the size of the largest (RLIMIT_FSIZE)
+    read-only   the folder is mounted read-only, before the job and with its output in place
     together    two processes do the same job in the same folder
-    spoiled     a job is killed, and a file it left, or its cache holds, is cut or flipped
+    spoiled     a job is killed, and a file that it left, or that is in its cache, is truncated or has bits flipped
 
-A job must then end by itself: with exit code 2 and one sentence, or well. Run again without the fault it must end with
-the bytes of an undisturbed run. What was there before a full disk or a read-only folder must still be there. A spoiled
-file is refused in one sentence or made anew, and never believed.
+A job must then end by itself, either successfully or with exit code 2 and one sentence. Run again without the fault, it
+must produce the same bytes as an undisturbed run. Files from before a full disk or a read-only mount must still exist.
+A spoiled file must be refused in one sentence or recreated, and never be trusted.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from mutations import bits_flipped, truncated
 from services import services
 
 SLOW = 300.0
-"""Seconds after which a job that should end is held to hang."""
+"""Seconds after which a job counts as hanging."""
 
 
 @dataclass
 class Alone:
-    """An undisturbed run: how long it took, what it wrote, and how many bytes of disk that needs."""
+    """An undisturbed run: seconds, fingerprint of its files, size of the largest, and bytes of disk it needs."""
 
     seconds: float
     files: dict[str, str]
@@ -51,7 +51,7 @@ class Alone:
 
 @dataclass
 class Outcome:
-    """What came of one fault on one job."""
+    """The result of one fault on one job."""
 
     job: str
     fault: str
@@ -62,7 +62,7 @@ class Outcome:
 
 @dataclass
 class Trial:
-    """Where a job runs, and what is known of it."""
+    """A job under one fault: where it runs, how it runs undisturbed, and the outcome so far."""
 
     job: Job
     root: Path
@@ -75,7 +75,7 @@ class Trial:
         return self.root / "disk" / "out"
 
     def run(self, **how: int) -> int:
-        """Run the job; a finding when it hangs, or does not end in one sentence."""
+        """Run the job; records a finding if it hangs, or fails other than with exit code 2 and one sentence."""
         said = self.root / "said.txt"
         code = run(self.job, self.out, SLOW, said=said, **how)
         self.outcome.runs += 1
@@ -91,7 +91,7 @@ class Trial:
         return code
 
     def expect_refused(self, what: str, *words: str, **how: int) -> None:
-        """The job must be refused in a sentence with one of some words, or end with all it should write."""
+        """The job must refuse in a sentence with one of `words`, or succeed with all its output."""
         code = self.run(**how)
         if code == 0:
             self.compare(what)
@@ -99,7 +99,7 @@ class Trial:
             self.wrong(f"{what}: says {self.said!r}")
 
     def expect_whole(self, what: str) -> None:
-        """Without the fault the job must end well, with the bytes of an undisturbed run."""
+        """Without the fault the job must succeed, with the bytes of an undisturbed run."""
         code = self.run()
         if code != 0:
             self.wrong(f"{what}: then ended with {code}: {self.said}")
@@ -107,7 +107,7 @@ class Trial:
         self.compare(what)
 
     def compare(self, what: str, unless: str = "") -> None:
-        """The folder must hold what an undisturbed run leaves, and nothing half written; one file may differ."""
+        """The folder must match an undisturbed run, without partial files; the file `unless` may differ."""
         found = fingerprint(self.out, self.job)
         found |= {name: self.alone.files[name] for name in self.job.elsewhere if name not in found}
         differs = [name for name in differing(self.alone.files, found) if name != unless]
@@ -121,7 +121,7 @@ class Trial:
 
 
 def full(trial: Trial) -> None:
-    """A disk too small, then large enough."""
+    """A disk that is too small, then large enough."""
     for share in (0.3, 0.8):
         with small_disk(trial, int(share * trial.alone.on_disk)) as grow:
             before = fingerprint(trial.out, trial.job) if trial.out.exists() else {}
@@ -134,14 +134,14 @@ def full(trial: Trial) -> None:
 
 
 def limit(trial: Trial) -> None:
-    """No file beyond a size."""
+    """A limit on the size of files, then no limit."""
     fresh(trial.out, trial.job)
     trial.expect_refused("a limit", "too large", "I/O error", limit=trial.alone.largest // 2)
     trial.expect_whole("a limit")
 
 
 def read_only(trial: Trial) -> None:
-    """A folder that cannot be written: as the job finds it, and with all of the job done."""
+    """A read-only folder, first as the job finds it, then with the job's output complete."""
     with small_disk(trial, 0) as grow:
         grow()
         trial.out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def read_only(trial: Trial) -> None:
 
 
 def together(trial: Trial) -> None:
-    """Two processes of the job in one folder, begun together and one after the other."""
+    """Two processes do the job in one folder, started at the same time and one shortly after the other."""
     for apart in (0.0, trial.rng.uniform(0.1, 0.9) * trial.alone.seconds):
         fresh(trial.out, trial.job)
         said = [trial.root / f"said{number}.txt" for number in range(2)]
@@ -172,7 +172,7 @@ def together(trial: Trial) -> None:
 
 
 def spoiled(trial: Trial, times: int) -> None:
-    """A file of a killed run, or of its cache, is cut or flipped before the job goes on."""
+    """Damage a file of a killed run, or of its cache, before the job resumes; repeated `times` times."""
     for _ in range(times):
         fresh(trial.out, trial.job)
         given = set(fingerprint(trial.out, trial.job))
@@ -181,9 +181,9 @@ def spoiled(trial: Trial, times: int) -> None:
 
 
 def spoil(trial: Trial, given: set[str]) -> None:
-    """Spoil one file that is there, and go on; where that is refused, mend it and go on.
+    """Damage one existing file and resume the job; if it refuses, restore the file and resume again.
 
-    A file that was given to the job, and that it has no need to read, stays as it is.
+    A file that was given to the job may stay damaged, as the job need not read it.
     """
     places = [trial.out, Path(os.environ["SAEFLOW_CACHE"])]
     there = sorted(path for place in places for path in place.rglob("*") if path.is_file())
@@ -195,11 +195,11 @@ def spoil(trial: Trial, given: set[str]) -> None:
     good = path.read_bytes()
     told = path.stat()
     path.write_bytes(mutation(good, trial.rng))
-    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))  # a disk that forgets changes no date
+    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))  # a failing disk does not change timestamps
     code = trial.run()
     if code == 0:
         name = os.path.relpath(path, trial.out)
-        # some bits of a gzip header mean nothing, such as those of a date
+        # some bits of a gzip header, such as its timestamp, do not affect the contents
         same = path.suffix == ".gz" and unpacked(path) == unpacked(good)
         trial.compare(what, unless=name if same or name in given else "")
     elif path.exists():
@@ -209,7 +209,7 @@ def spoil(trial: Trial, given: set[str]) -> None:
 
 
 def unpacked(file: Path | bytes) -> bytes | None:
-    """What a .gz file holds; None where it cannot be read."""
+    """The contents of a .gz file; None if it cannot be read."""
     try:
         return gzip.decompress(file if isinstance(file, bytes) else file.read_bytes())
     except (OSError, EOFError, zlib.error):
@@ -226,9 +226,9 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
 
 @contextmanager
 def small_disk(trial: Trial, n_bytes: int) -> Generator[Callable[[], None]]:
-    """A tmpfs of so many bytes more than what the job finds there, and what gives it room."""
+    """Mount a tmpfs with `n_bytes` beyond what the job starts from; yields a function that enlarges it."""
     disk = trial.out.parent
-    fresh(trial.out, trial.job)  # on the real disk: what it finds may be made first, and is kept
+    fresh(trial.out, trial.job)  # on the real disk first: this may run the jobs whose output this one starts from
     found = used(trial.out)
     fresh(trial.out, Job("", lambda out: []))
     disk.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def system(program: str, *arguments: str) -> None:
 
 
 def can_mount(root: Path) -> bool:
-    """Whether this process may mount a disk of its own."""
+    """Whether this process may mount a tmpfs."""
     place = root / "tried"
     place.mkdir()
     try:
@@ -261,13 +261,13 @@ def can_mount(root: Path) -> bool:
 
 
 def used(folder: Path) -> int:
-    """Bytes of a folder on disk, in pages."""
+    """Bytes that a folder takes on disk, in pages of 4,096."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     return sum(-(-size // 4096) * 4096 for size in sizes)
 
 
 def undisturbed(job: Job, root: Path) -> Alone | None:
-    """Run a job alone; None when it fails."""
+    """Run a job undisturbed; None if it fails."""
     out = root / "disk" / "out"
     fresh(out, job)
     before, began = used(out), time.perf_counter()
@@ -279,7 +279,7 @@ def undisturbed(job: Job, root: Path) -> Alone | None:
 
 
 def campaign(job: Job, root: Path, names: list[str], times: int, seed: int) -> list[Outcome]:
-    """Every fault on one job."""
+    """Try every named fault on one job."""
     alone = undisturbed(job, root)
     if alone is None:
         return [Outcome(job.name, "none", findings=["the job fails when it is left alone"])]

@@ -1,4 +1,4 @@
-"""Every format that saeflow reads: how it is written, small, and what reads all of it."""
+"""Every format that saeflow reads: a function that writes a small example, and one that reads all of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fuzz import ROOT, Format
 
 sys.path[:0] = [str(ROOT / "tests" / "sources")]
 
-import layouts  # noqa: E402 - the writers of the tests
+import layouts  # noqa: E402 - the writers used by the tests
 import layouts_more  # noqa: E402
 
 
 def formats(scratch: Path) -> list[Format]:
-    """All formats; `scratch` holds what several are made from."""
+    """All formats; `scratch` is a folder for intermediate files."""
     a = layouts.arrays()
     wide, skip = layouts_more.transcoder_arrays()
     return [

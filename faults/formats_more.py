@@ -1,4 +1,4 @@
-"""Formats beside those of dictionaries and results: what is kept between runs, texts, exports, models."""
+"""Formats other than dictionaries and results: what is kept between runs, texts, exports and models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests" / "sources")) if
 
 
 def more_formats(scratch: Path) -> list[Format]:
-    """Formats by name; those that state an answer have a checksum, and may give no other."""
+    """The formats; those whose `read` returns an answer have a checksum and may give no other answer."""
     return [
         Format("index of words", _index, _read_index),
         Format("kept judgements", _judgements, _read_judgements),
@@ -125,7 +125,7 @@ def _read_training(place: Path) -> None:
 
 
 def _pointer(place: Path) -> None:
-    """As `write_pointer` leaves it."""
+    """Write a pointer as `write_pointer` does."""
     from dataclasses import asdict
 
     from saeflow.files import add_sha256

@@ -1,11 +1,11 @@
-"""Spoil files of every format that saeflow reads, and read them: a clear error or an answer, nothing else.
+"""Corrupt files of every format that saeflow reads, and read them: only a clear error or an answer may result.
 
     python faults/fuzz.py [--files 10000] [--seed 0] [--format NAME] [--json]
 
-For each spoiled file one of these must hold: it is read as before, or a SaeflowError says what is wrong. Anything
-else is a finding: another answer where the format has a checksum, another exception, a Python object made from a
-pickle, a program started, a file written, more than a gigabyte of memory taken, more than ten seconds. A finding is
-printed with what repeats it.
+Each corrupted file must either be read or be refused with a SaeflowError that says what is wrong. Anything else is a
+finding: a different answer from a format with a checksum, another exception, a Python object made from a pickle, a
+program started, a file written, more than a gigabyte of memory, or more than ten seconds. Findings are printed with
+the options that reproduce them.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ FORBIDDEN = (
 
 @dataclass
 class Format:
-    """Files as their writer leaves them, and everything that reads them.
+    """A format: a function that writes its files, and one that reads them completely.
 
-    What `read` returns for files as they were written is the one answer it may give; None is no answer.
+    What `read` returns for intact files is the only answer it may give for corrupted ones; None allows any answer.
     """
 
     name: str
@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument("--format", default="", help="one format alone")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     asked = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"  # bars of transformers, one a file
-    from formats import formats  # after the arguments: it imports torch
+    os.environ["TQDM_DISABLE"] = "1"  # transformers would show a progress bar for every file
+    from formats import formats  # after parsing the arguments, since it imports torch
 
     with tempfile.TemporaryDirectory(prefix="saeflow-fuzz-") as folder:
         known = [f for f in formats(Path(folder)) if asked.format in ("", f.name)]
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def fuzz(known: list[Format], folder: Path, n: int, seed: int) -> tuple[dict, list[Finding], float]:
-    """`n` spoiled files, each format in turn; how often each was read or refused, and what went wrong."""
+    """Try `n` corrupted files, cycling through the formats; returns counts of outcomes, findings and seconds."""
     watch = Watch()
     sys.addaudithook(watch.see)
     for form in known:
@@ -103,7 +103,7 @@ def fuzz(known: list[Format], folder: Path, n: int, seed: int) -> tuple[dict, li
         place.mkdir(parents=True)
         form.write(place)
         form.files = {path.relative_to(place): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
-        form.answer = form.read(place)  # as it was written, it is read
+        form.answer = form.read(place)  # intact files must be readable
     limit_memory()
     signal.signal(signal.SIGALRM, too_long)
     counts: dict = collections.defaultdict(collections.Counter)
@@ -125,7 +125,7 @@ def fuzz(known: list[Format], folder: Path, n: int, seed: int) -> tuple[dict, li
 
 
 def one(form: Format, place: Path, seed: int, watch: Watch) -> tuple[str, Finding | None]:
-    """Spoil one file of a format, and read all of it."""
+    """Corrupt one file of a format, and read all its files."""
     from saeflow.errors import SaeflowError
 
     rng = random.Random(f"{form.name} {seed}")
@@ -170,7 +170,7 @@ def too_long(*_: object) -> None:
 
 
 class Watch:
-    """Sees what must not happen while a file is read."""
+    """An audit hook that records forbidden events while a file is read."""
 
     def __init__(self) -> None:
         self._on, self._seen = False, []
@@ -188,14 +188,14 @@ class Watch:
 
 
 def limit_memory() -> None:
-    """Private memory may grow by MEMORY from here."""
+    """Limit the growth of private memory from now on to MEMORY."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     now = int(status["VmData"].split()[0]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (now + MEMORY, now + MEMORY))
 
 
 def listing(place: Path) -> set[str]:
-    """The files there; an index of words is made where the words are."""
+    """The files in a folder, except .sqlite files: an index of words is created next to the words."""
     return {os.path.relpath(path, place) for path in place.rglob("*") if path.suffix != ".sqlite"}
 
 

@@ -1,4 +1,4 @@
-"""Every command that takes long and must go on after a kill, each small enough to take a few seconds."""
+"""Every long-running command that must resume after a kill, each small enough to take a few seconds."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Job:
     """A long job.
 
     Attributes:
-        name: for the table.
-        command: its command line for an output folder.
-        before: what must lie in the folder before it begins.
-        elsewhere: files that go to the cache where the folder cannot be written.
-        unequal: files that tell how long it took and how much memory.
-        ready: called in its process before the command: what stands in for a network or for a missing extra.
+        name: the name in the table.
+        command: gives its command line for an output folder.
+        before: puts what the job needs into the folder before it starts.
+        ready: called in its process before the command, to set up what replaces a network or a missing extra.
+        elsewhere: files that go to the cache when the folder is not writable.
+        unequal: files that differ between runs, because they contain durations or memory use.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Job:
 
 
 def run(job: Job, out: Path, moment: float | None = None, *, said: Path | None = None, limit: int = 0) -> int:
-    """Run a job in a process of its own; its exit code, or -9 when it was killed at `moment` seconds.
+    """Run a job in a separate process; returns its exit code, or -9 when it was killed after `moment` seconds.
 
-    What it prints as errors goes to `said`; a file it writes may not grow beyond `limit` bytes.
+    Its standard error goes to `said`; with a `limit`, no file it writes may grow beyond that many bytes.
     """
     process = begin(job, out, said=said, limit=limit)
     process.join(moment)
@@ -88,14 +88,14 @@ def run(job: Job, out: Path, moment: float | None = None, *, said: Path | None =
 
 
 def begin(job: Job, out: Path, *, said: Path | None = None, limit: int = 0) -> multiprocessing.process.BaseProcess:
-    """Begin a job, as `run` does."""
+    """Start a job as `run` does, without waiting for it."""
     process = multiprocessing.get_context("fork").Process(target=_as_command, args=(job, out, said, limit))
     process.start()
     return process
 
 
 def fingerprint(folder: Path, job: Job) -> dict[str, str]:
-    """sha256 of every file of a job by name, moments in time left out."""
+    """SHA-256 of every file of a job by name, ignoring timestamps and durations."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(MOMENTS.sub(b"", path.read_bytes())).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -104,12 +104,12 @@ def fingerprint(folder: Path, job: Job) -> dict[str, str]:
 
 
 def differing(expected: dict[str, str], found: dict[str, str]) -> list[str]:
-    """The files that one has and the other has not, or that differ."""
+    """The names of files that differ or that only one side has."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def fresh(out: Path, job: Job) -> None:
-    """The folder as the job finds it, and an empty cache."""
+    """Reset the folder to what the job starts from, and empty the cache."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(os.environ["SAEFLOW_CACHE"], ignore_errors=True)
     job.before(out)
@@ -119,16 +119,16 @@ HUB = "atlas build from a hub"
 
 
 def warm(job: str) -> None:
-    """Import once, before the processes are made, so that what happens to them falls into the work.
+    """Import the package before forking, so that kills hit the work of a job and not its imports.
 
-    For one job alone its own process imports what it needs.
+    When only one job runs, its process imports what it needs.
     """
     for name in () if job else WARM:
         importlib.import_module(f"saeflow.{name}")
 
 
 def _as_command(job: Job, out: Path, said: Path | None, limit: int) -> None:
-    """What a process of a job does: the command, as it is run in a shell."""
+    """The main function of a job's process: run its command as in a shell."""
     from saeflow.cli import main
 
     with open(os.devnull, "w") as nowhere, open(said or os.devnull, "w") as errors:
@@ -143,7 +143,7 @@ def _as_command(job: Job, out: Path, said: Path | None, limit: int) -> None:
 
 
 def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) -> list[Job]:
-    """All of them; `alone` runs one to its end, for what another needs, which is kept in `folder`."""
+    """All jobs; `alone` runs a job undisturbed, whose output other jobs start from and which is kept in `folder`."""
     texts = _texts(folder / "texts.txt")
     recipe = folder / "small.toml"
     recipe.write_text(RECIPE)
@@ -342,7 +342,7 @@ def jobs(folder: Path, there: Services, alone: Callable[[Job, Path], object]) ->
 
 
 def _checkpoints_often() -> None:
-    """A checkpoint after each batch of texts, not each minute."""
+    """Save a checkpoint after each batch of texts rather than after some time."""
     from saeflow.labels import local
 
     local.make_words.__kwdefaults__["checkpoint_seconds"] = 0.0

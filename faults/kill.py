@@ -1,11 +1,10 @@
-"""Kill every long job at random moments, run it again until it ends, and compare all it wrote with a run left alone.
+"""Kill every long job at random moments, rerun it until it ends, and compare its output with an undisturbed run.
 
     python faults/kill.py [--kills 100] [--seed 0] [--job NAME] [--json]
 
-Each job runs as its command does, in a process that is ended with SIGKILL at a moment drawn between its start and the
-time it takes; it is started again, and perhaps killed again, until it ends by itself. Its folder must then hold the
-same bytes as that of an undisturbed run, and no file that a kill left half written. Left out are moments in time and
-the page that shows them.
+Each job runs its command in a process that is ended with SIGKILL at a random moment within its usual duration. It is
+restarted, and sometimes killed again, until it ends by itself. Its folder must then hold the same bytes as that of an
+undisturbed run, and no partial files. Timestamps, durations and files that report them are ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from jobs import HUB, Job, differing, fingerprint, fresh, jobs, run, warm
 from services import services
 
 TWICE = 0.3
-"""Share of the restarts that are killed as well."""
+"""Share of restarts that are killed again."""
 
 
 @dataclass
@@ -66,7 +65,7 @@ def main() -> None:
 
 
 def campaign(job: Job, root: Path, kills: int, seed: int) -> Outcome:
-    """Run a job alone, then with `kills` kills in all; what differs at the end of each run."""
+    """Run a job undisturbed, then with `kills` kills in total; the outcome lists what differs at the end of a run."""
     rng, outcome = random.Random(f"{job.name} {seed}"), Outcome(job.name)
     alone = root / "alone"
     fresh(alone, job)

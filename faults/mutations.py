@@ -1,4 +1,4 @@
-"""Ways to spoil a file, each a function of (bytes, generator): the same seed spoils it the same way."""
+"""Ways to corrupt a file, each a function of (bytes, generator): the same seed gives the same corruption."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 Mutation = Callable[[bytes, random.Random], bytes]
 Placed = Callable[[Path, bytes, random.Random], object]
-"""Puts something else than bytes at a path: a file with holes, or what is no file."""
+"""Puts something other than plain bytes at a path: a sparse file, or something that is not a file."""
 
 NUMBERS = ("0", "-1", "1e999", "NaN", "1099511627776", "4611686018427387904", "2.5", '"8"', "null", "[]", "{}", "true")
-"""What a number in a header becomes: nothing, below nothing, a terabyte, more than an integer holds, no number."""
+"""Replacements for a number in a header: zero, negative, infinite, NaN, a terabyte, too large, or not a number."""
 
 
 def truncated(data: bytes, rng: random.Random) -> bytes:
@@ -35,12 +35,12 @@ def bits_flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def head_flipped(data: bytes, rng: random.Random) -> bytes:
-    """The first bytes hold what a format is and how long its parts are."""
+    """Flip bits in the first bytes, which hold the format and the lengths of its parts."""
     return bits_flipped(data[:64], rng) + data[64:]
 
 
 def tail_flipped(data: bytes, rng: random.Random) -> bytes:
-    """The last bytes of a zip hold its directory."""
+    """Flip bits in the last bytes, which hold the directory of a zip."""
     return data[:-200] + bits_flipped(data[-200:], rng)
 
 
@@ -77,7 +77,7 @@ def random_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def number_changed(data: bytes, rng: random.Random) -> bytes:
-    """A number of a text, or of the JSON header of a safetensors file, whose length is told anew."""
+    """Replace a number in a text, or in the JSON header of a safetensors file (with an updated header length)."""
     head, text, rest = _text_of(data)
     numbers = list(re.finditer(rb"-?\d+(\.\d+)?", text))
     if not numbers:
@@ -88,7 +88,7 @@ def number_changed(data: bytes, rng: random.Random) -> bytes:
 
 
 def value_changed(data: bytes, rng: random.Random) -> bytes:
-    """A value, or a key, of some JSON becomes something else."""
+    """Replace, remove or rename a value or key in some JSON."""
     head, text, rest = _text_of(data)
     try:
         told = json.loads(text)
@@ -111,19 +111,19 @@ def value_changed(data: bytes, rng: random.Random) -> bytes:
 
 
 def nested(data: bytes, rng: random.Random) -> bytes:
-    """JSON deeper than any stack, where JSON stood."""
+    """Insert a JSON value nested deeper than any stack."""
     head, text, rest = _text_of(data)
     depth = rng.choice((1000, 100_000))
     return _together(head, text[:-1] + b', "x": ' + b"[" * depth + b"]" * depth + b"}", rest)
 
 
 def length_claimed(data: bytes, rng: random.Random) -> bytes:
-    """A header that says it is a terabyte long."""
+    """Claim a wrong header length, such as a terabyte."""
     return struct.pack("<Q", rng.choice((1 << 40, 1 << 63, (1 << 64) - 1, len(data), 0))) + data[8:]
 
 
 def nested_otherwise(data: bytes, rng: random.Random) -> bytes:
-    """Deep JSON, a line of it, or TOML alone in the file: as lists, as tables, as a key of many parts."""
+    """Replace the file by deeply nested JSON or TOML: lists, objects, a JSON line, tables, or a key with many parts."""
     depth = rng.choice((200, 900, 50_000))
     deep = {
         "lists": b"[" * depth + b"]" * depth,
@@ -138,7 +138,7 @@ def nested_otherwise(data: bytes, rng: random.Random) -> bytes:
 
 
 def dated(data: bytes, rng: random.Random) -> bytes:
-    """A value of a TOML file becomes a date, which JSON has not."""
+    """Replace a value in a TOML file by a date or time, a type that JSON lacks."""
     lines = list(re.finditer(rb"^([\w.-]+ *= *)([^\n\[{]+)$", data, re.MULTILINE))
     if not lines:
         return data
@@ -148,18 +148,18 @@ def dated(data: bytes, rng: random.Random) -> bytes:
 
 
 def packed_large(data: bytes, rng: random.Random) -> bytes:
-    """A small gzip, 3 GB unpacked: one line without an end, or very many short ones; alone, or after what was there."""
+    """A small gzip of 3 GB unpacked, one endless line or very many short ones; on its own or after the old contents."""
     head = data if data[:2] == b"\x1f\x8b" and rng.random() < 0.5 else b""
     return head + _bomb(rng.choice((b"[" + b" " * (1 << 20), b"null\n" * (1 << 18), b"\0" * (1 << 20))))
 
 
 def many_members(data: bytes, rng: random.Random) -> bytes:
-    """An archive of very many members."""
+    """A zip archive with very many members."""
     return _archive(rng.choice((5_000, 60_000)))
 
 
 def long_doubles(data: bytes, rng: random.Random) -> bytes:
-    """An archive of arrays of a type that PyTorch has not."""
+    """Change one array of an .npz archive to a type that PyTorch lacks."""
     if data[:2] != b"PK":
         return bits_flipped(data, rng)
     import numpy as np
@@ -167,7 +167,7 @@ def long_doubles(data: bytes, rng: random.Random) -> bytes:
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
         try:
             arrays = {name: held[name] for name in held.files if isinstance(held[name], np.ndarray)}
-        except ValueError:  # no archive of numpy's
+        except ValueError:  # not a numpy archive
             return bits_flipped(data, rng)
     kind = rng.choice((np.longdouble, np.clongdouble, np.dtype("V8"), np.dtype("S4"), np.dtype("M8[s]")))
     target = rng.choice(sorted(arrays) or [""])
@@ -178,13 +178,13 @@ def long_doubles(data: bytes, rng: random.Random) -> bytes:
 
 
 def sparse(path: Path, data: bytes, rng: random.Random) -> None:
-    """6 GB, almost all of it holes: zeros after what was there, or spaces before them."""
+    """A sparse file of 6 GB: the old contents or spaces, followed by zeros."""
     path.write_bytes(data if rng.random() < 0.5 else b" " * 4096)
     os.truncate(path, 6 << 30)
 
 
 def header_of_gigabytes(path: Path, data: bytes, rng: random.Random) -> None:
-    """A safetensors header, or a zip's directory, that is as long as it says."""
+    """A huge safetensors header or zip directory, in a file that really has the claimed length."""
     size = rng.choice((90 << 20, 4 << 30))
     if data[:2] == b"PK":
         path.write_bytes(b"")
@@ -199,12 +199,12 @@ def header_of_gigabytes(path: Path, data: bytes, rng: random.Random) -> None:
 
 
 def pipe(path: Path, data: bytes, rng: random.Random) -> None:
-    """A FIFO that nobody writes to."""
+    """A FIFO without a writer."""
     os.mkfifo(path)
 
 
 def device(path: Path, data: bytes, rng: random.Random) -> None:
-    """A device that never ends, behind a link."""
+    """A link to a device, which never ends."""
     path.symlink_to(rng.choice(("/dev/zero", "/dev/urandom", "/dev/full")))
 
 
@@ -242,12 +242,12 @@ PLACED: tuple[Placed, ...] = (sparse, header_of_gigabytes, pipe, device, folder)
 
 @functools.cache
 def _bomb(piece: bytes) -> bytes:
-    """3 GB of a piece, again and again, in 3 MB."""
+    """A gzip of about 3 MB that unpacks to 3 GB of repeated pieces."""
     made = io.BytesIO()
     with gzip.GzipFile(fileobj=made, mode="wb", compresslevel=1, mtime=0) as file:
         for _ in range((96 << 20) // len(piece)):
             file.write(piece)
-    return made.getvalue() * 32  # a chain of members is one text
+    return made.getvalue() * 32  # concatenated gzip members unpack to one text
 
 
 @functools.cache
@@ -260,7 +260,7 @@ def _archive(n: int) -> bytes:
 
 
 def _text_of(data: bytes) -> tuple[bool, bytes, bytes]:
-    """(whether a length stands before it, the JSON, what follows): a safetensors file, or a text."""
+    """Split a safetensors file or a text into (whether a length precedes the JSON, the JSON, the rest)."""
     if len(data) > 9 and data[8:9] == b"{":
         (n,) = struct.unpack("<Q", data[:8])
         if n < len(data):

@@ -1,6 +1,6 @@
-"""What the jobs of kill.py ask over a network, on this machine: a hub, Neuronpedia's exports, a chat API.
+"""Local stand-ins for the network services that the jobs use: a hub, Neuronpedia's exports, a chat API.
 
-Each lives in a process of its own, so that a job that is killed leaves them alone.
+They run in a separate process, so that killing a job does not affect them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXPORTS = "gpt2-small"
 
 @dataclass(frozen=True)
 class Services:
-    """Addresses, and the recipe of the release that the hub holds."""
+    """The addresses of the services, and the recipe of the hub's release."""
 
     hub: str
     exports: str
@@ -34,9 +34,9 @@ class Services:
 
 @contextmanager
 def services(folder: Path, *, hub: bool = True) -> Generator[Services]:
-    """Services that answer inside; `folder` takes the recipe and what the hub's release is made from.
+    """Run the services inside the `with` block; `folder` receives the recipe and the source files of the hub's release.
 
-    Without `hub` there is none, and none of what it needs is imported.
+    Without `hub` no hub is started, and nothing it needs is imported.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -52,7 +52,7 @@ def services(folder: Path, *, hub: bool = True) -> Generator[Services]:
 
 
 def use_hub(url: str) -> None:
-    """Have huggingface_hub of this process ask a hub of this machine, and keep what it fetches in saeflow's cache."""
+    """Make huggingface_hub in this process use a local hub, and store downloads in saeflow's cache."""
     from huggingface_hub import constants
 
     constants.ENDPOINT = url
@@ -85,7 +85,7 @@ def _hub(stack: ExitStack, folder: Path) -> tuple[str, str]:
 
 @contextmanager
 def _until(told: Connection) -> Generator[None]:
-    """Until the other end goes away."""
+    """Wait, on entering, until the other end of the pipe is closed."""
     with suppress(EOFError):
         told.recv()
     yield
@@ -120,7 +120,7 @@ def _add_exports(service, layer: int, n: int = 3000) -> None:
 
 
 def _reads(asked):
-    """Names the marked word of the first passage, and says that a passage fires where the word stands."""
+    """Answer like a labeller: name the marked word of the first passage, or say which passages contain the word."""
     from tests.steering.judges.server import says
 
     text = asked.messages[1]["content"]

@@ -1,11 +1,11 @@
 """Build the demo pack: corpora -> tokenizer, model, SAEs, atlas, words, texts, measurement.
 
     python scripts/build_demo.py CORPORA --work build/demo
-    python scripts/build_demo.py --passages            # renews passages and histograms of the pack's words alone
+    python scripts/build_demo.py --passages            # only renews passages and histograms of the pack's words
 
-CORPORA is a folder with the files that docs/reproduce.md lists. Needs the extra `build-demo`. About two
-hours on two cores. Seeds are fixed, progress is printed, and a killed build goes on: each stage is skipped
-when its result lies in the work folder, the model and the SAEs resume from their last checkpoints.
+CORPORA is a folder with the files that docs/reproduce.md lists. Needs the extra `build-demo`. Takes about
+two hours on two cores. Seeds are fixed, progress is printed, and a killed build can be resumed: stages 1, 2
+and 4 are skipped if their results exist, and the model and the SAEs resume from their last checkpoints.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def build(corpora: Path, work: Path, out: Path) -> None:
     if not (work / "model" / "final" / "config.json").exists():
         print("2/7 model", flush=True)
         model.train(data, work / "model", steps=STEPS, seed=SEED).save_pretrained(work / "model" / "final")
-    # What is shipped is what is measured: from here on the model is the half-precision one.
+    # Measure what is shipped: from here on the model is the half-precision one.
     pack.write_model(work / "model" / "final", data / "tokenizer.json", out / "model")
     trained = LlamaForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
-    print("3/7 SAEs", flush=True)  # what is finished is only read
+    print("3/7 SAEs", flush=True)  # finished runs are only loaded
     saes.train_all(out / "model", data, work / "saes_first", work / "saes", seed=SEED)
     if not texts.complete(out / "texts"):
         print("4/7 texts", flush=True)

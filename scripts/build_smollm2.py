@@ -3,9 +3,9 @@
     saeflow models get smollm2-135m
     python scripts/build_smollm2.py CORPORA --work build/smollm2
 
-CORPORA is a folder with the files that docs/reproduce.md lists. About 90 minutes on two cores, nearly all of it
-training, which resumes from its last checkpoint; a stage whose result is in the work folder or in the pack is skipped.
-What is shipped is what is measured: atlas, words and quality are of the 8-bit rows.
+CORPORA is a folder with the files that docs/reproduce.md lists. Takes about 90 minutes on two cores, nearly all of it
+for training, which resumes from its last checkpoint; the corpus and the texts are not made again if they exist.
+Atlas, words and quality are computed from the 8-bit rows, so that what is measured is what is shipped.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from saeflow.training.texts import evaluation_texts
 NAME = "smollm2-135m"
 PACK = Path(__file__).parent.parent / "packs" / NAME
 LAYERS, WIDTH, L0, TOKENS, CONTEXT = "6-13", 2304, 17, 2_200_000, 256
-# What 60 MB do not hold: modules of the first layer, whose residual features have no predecessor below either.
+# Left out to stay under 60 MB: modules of the first layer, whose residual features lack a predecessor below anyway.
 LEFT_OUT = ("6/att", "6/mlp")
 MEASURED_TEXTS = 12
 
-# Prompts are the beginnings of texts; the model goes on, and only what it wrote itself is shipped.
+# Beginnings that the model continues; only texts made this way are shipped.
 PROMPTS = {
     "stories": [
         "Once upon a time, in a village by the sea,",
@@ -124,11 +124,11 @@ PROMPTS = {
 }
 PASSAGES, EACH, WRITTEN = 20, 8, 150
 SHOWN = 120
-"""Texts of a domain from which words are made at most: there are thousands of Python's."""
+"""Maximum number of texts per domain used for words: python has thousands."""
 
 
 def write_corpus(corpora: Path, out: Path) -> None:
-    """All documents in one mixed order: the five domains of the demo, and WikiText-2."""
+    """Write the documents of the demo's five domains and of WikiText-2 in one shuffled order."""
     found = [text for domain in corpus.DOMAINS for text in corpus.documents(corpora, domain)]
     lines = [line.strip() for line in (corpora / "wikitext2_valid.txt").read_text(encoding="utf-8").splitlines()]
     found += corpus.grouped([line for line in lines if len(line) > 100], "\n")
@@ -137,7 +137,7 @@ def write_corpus(corpora: Path, out: Path) -> None:
 
 
 def train(texts: Path, out: Path) -> None:
-    """`saeflow train`, as anybody would run it."""
+    """Run `saeflow train` as a user would."""
     options = {
         "--texts": texts,
         "--out": out,
@@ -162,7 +162,7 @@ def train(texts: Path, out: Path) -> None:
 
 
 def written(model: LanguageModel, prompts: list[str]) -> Iterator[str]:
-    """Texts without end, EACH from each prompt at a time, the prompt included; cut at the last whole sentence."""
+    """Yield texts endlessly, EACH per prompt at a time, with the prompt and cut after the last full sentence."""
     hf, tokenizer = model.hf_model, model.tokenizer
     rows: list[list[int]] = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts * EACH]
     width = max(map(len, rows))
@@ -185,7 +185,7 @@ def written(model: LanguageModel, prompts: list[str]) -> Iterator[str]:
 
 
 def write_texts(model: LanguageModel, corpora: Path, out: Path) -> dict[str, int]:
-    """PASSAGES texts of each domain; returns how many were thrown away as copies of the corpora."""
+    """Write PASSAGES texts for each domain; returns how many were discarded as copies of the corpora."""
     runs = set[int]().union(*(runs_of(corpora, domain) for domain in corpus.DOMAINS))
     dropped: dict[str, int] = {}
     for domain, prompts in PROMPTS.items():
@@ -205,7 +205,7 @@ def write_texts(model: LanguageModel, corpora: Path, out: Path) -> dict[str, int
 
 
 def sae_quality(model: LanguageModel, dictionaries: DictionarySet, texts: Path) -> dict[str, Any]:
-    """FVE with and without massive positions, L0, silent features and loss of every SAE, on texts never trained on."""
+    """FVE with and without massive positions, L0, silent features and loss of every SAE, on held-out texts."""
     lines = texts.read_text(encoding="utf-8").splitlines()
     kept = evaluation_texts(lambda _pass: (json.loads(line)["text"] for line in lines), MEASURED_TEXTS)
     tokens = [model.tokenize(kept[i : i + 4], max_length=CONTEXT) for i in range(0, len(kept), 4)]
@@ -226,12 +226,12 @@ def sae_quality(model: LanguageModel, dictionaries: DictionarySet, texts: Path) 
 
 
 def build(corpora: Path, work: Path, out: Path) -> None:
-    """Every stage in turn; see the head of the file."""
+    """Run every stage in turn; see the module docstring."""
     work.mkdir(parents=True, exist_ok=True)
     texts, trained, model = work / "mix.jsonl", work / "saes", load_model(NAME)
     if not texts.exists():
         write_corpus(corpora, texts)
-    train(texts, trained)  # at once where it has ended
+    train(texts, trained)  # returns at once if it has already finished
     told = TrainingInfo(prepend_bos=model.prepend_bos, context_size=CONTEXT)
     found = load_dictionaries(trained)
     whole = {site: one.with_training(told) for site, one in found.items() if str(site) not in LEFT_OUT}
@@ -247,7 +247,7 @@ def build(corpora: Path, work: Path, out: Path) -> None:
         "flow": flow_quality(dictionaries, atlas),
         "texts thrown away as copies": json.loads((work / "dropped.json").read_text()),
     }
-    (out / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")  # from here on the pack has a name
+    (out / "quality.json").write_text(json.dumps(measured, indent=1) + "\n")  # this file makes the pack known by name
     shown = [Passage(text, domain) for domain in domains(NAME) for text in all_texts(domain, NAME)[:SHOWN]]
     make_words(model, dictionaries, shown, out / "atlas" / "words", contexts=3, release=NAME)
     (out / "CARD.md").write_text(card(measured))
@@ -256,7 +256,7 @@ def build(corpora: Path, work: Path, out: Path) -> None:
 
 
 def card(measured: dict[str, Any]) -> str:
-    """CARD.md: what the pack is, how it was made, every number."""
+    """The text of CARD.md: what the pack is, how it was made, and all measurements."""
     head = (Path(__file__).parent / "smollm2_card.md").read_text(encoding="utf-8")
     dropped = sum(measured["texts thrown away as copies"].values())
     page = head.format(

@@ -1,10 +1,10 @@
-"""What calibrated thresholds change on the demo pack, against 0.5 and 0.15. No torch.
+"""Compare calibrated thresholds with 0.5 and 0.15 on the demo pack. Does not import torch.
 
     python scripts/calibration_on_demo.py [--fdr 0.01] [--release demo]
 
-Prints the thresholds of every layer with the share of features they keep, and what becomes of the graphs of
-all residual features: layers they span, module features, linear circuits, and the cases A to D. The tables
-of docs/calibration.md.
+Prints the tables of docs/calibration.md: the thresholds of every layer with the share of features they keep; cases
+A to D and joining modules for all residual features; and, for the features of the middle layer, how many layers
+and module features their graphs span.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def print_thresholds(atlas: Atlas, fdr: float) -> None:
 
 
 def print_cases(atlas: Atlas, thresholds: dict[str, Thresholds]) -> None:
-    """Cases and circuits of all residual features, by layer of the feature."""
+    """Print the cases of all residual features and how many are joined by a module, by layer of the feature."""
     print("\n| layer | thresholds | A translated | B processed | C newborn | D unexplained | joined by a module |")
     print("|---:|---|---:|---:|---:|---:|---:|")
     for site in (s for s in atlas.sites if s.part is Part.RES):
@@ -51,7 +51,7 @@ def node_of(atlas: Atlas, feature: FeatureId, thresholds: Thresholds):
 
 
 def print_graphs(atlas: Atlas, thresholds: dict[str, Thresholds]) -> None:
-    """Whole graphs of the features of the middle residual layer."""
+    """Print statistics of the whole graphs of the middle residual layer's features."""
     layers = [s for s in atlas.sites if s.part is Part.RES]
     site = layers[len(layers) // 2]
     width = atlas[site, site.predecessors[0]].n_source
@@ -69,7 +69,7 @@ def print_graphs(atlas: Atlas, thresholds: dict[str, Thresholds]) -> None:
 
 
 def doubtful(graphs: list[FlowGraph]) -> float:
-    """The share of edges that a feature without a counterpart would reach more than once in a hundred."""
+    """The share of edges whose score a feature without a counterpart reaches more than once in a hundred (p > 0.01)."""
     edges = [edge for graph in graphs for edge in graph.edges if edge.p is not None]
     return sum(edge.p > 0.01 for edge in edges if edge.p is not None) / max(len(edges), 1)
 

@@ -1,12 +1,12 @@
-"""Which null keeps its word? Planted dictionaries with known predecessors, calibrated with each null.
+"""Which null distribution delivers its stated FDR? Calibrates planted dictionaries with known predecessors.
 
     python scripts/calibration_on_planted.py [--seeds 8] [--fdr 0.01] [--json]
 
-Two residual sites, the later half of whose features are noisy copies of the earlier one's (cosine 0.3 to 0.95),
-the rest without any predecessor. All rows share a mean direction and a few strong directions to a degree that
-the setting says. Prints, for each setting and null, the threshold, the share of planted edges that is found,
-and the realised false-discovery rate: the share of features above the threshold that have no predecessor.
-docs/calibration.md shows the table.
+There are two neighbouring residual sites and a distant one. A share of the later neighbour's features (60 % by default)
+are noisy copies of features of the earlier one (cosine 0.3 to 0.95); the others have no predecessor. Depending on the
+setting, rows share a mean direction, a few strong directions, or family directions. For each setting and null the
+script prints the threshold, the share of planted edges found, and the realised false-discovery rate: the share of
+features above the threshold that have no predecessor. docs/calibration.md shows the table.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ EARLIER, LATER, FAR = Site(3, Part.RES), Site(4, Part.RES), Site(0, Part.RES)
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of a row's energy all rows, or a family of rows, have in common; and how many are planted.
+    """How much of a row's energy (squared norm) is shared with other rows, and how many predecessors are planted.
 
     Attributes:
-        mean: in one direction, the same for all.
-        strong: in 12 directions, the strongest with ten times the amplitude of the weakest.
-        family: in a direction shared by 1 in 48 rows of either site.
+        mean: share of the energy in one direction common to all rows.
+        strong: share in 12 directions, the strongest with ten times the amplitude of the weakest.
+        family: share in a direction common to about 1 in 48 rows of either site.
         planted: share of the later site's features that have a predecessor.
-        long_lived: share of the features at the site far away that are copies of later features.
+        long_lived: share of the distant site's features that are copies of later features.
     """
 
     name: str
@@ -66,14 +66,14 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class World:
-    """`predecessor[i]` is the earlier row that feature i of the later site is a copy of, -1 for none."""
+    """`predecessor[i]` is the row of the earlier site that later feature i is a copy of, or -1 for none."""
 
     dictionaries: dict[Site, Dictionary]
     predecessor: Tensor
 
 
 def plant(setting: Setting, seed: int) -> World:
-    """Three dictionaries of one stream with known edges between the two neighbours."""
+    """Three dictionaries in one residual stream, with known edges between the two neighbours."""
     rows = _Rows(setting, seed)
     earlier = rows.draw(N_FEATURES)
     n = round(setting.planted * N_FEATURES)
@@ -88,7 +88,7 @@ def plant(setting: Setting, seed: int) -> World:
 
 
 class _Rows:
-    """Rows of one stream: what they share is drawn once."""
+    """Draws rows in one residual stream; the directions they share are drawn once."""
 
     def __init__(self, setting: Setting, seed: int) -> None:
         self.setting, self.generator = setting, torch.Generator().manual_seed(seed)
@@ -98,7 +98,7 @@ class _Rows:
         self.families = _unit(self._normal(FAMILIES))
 
     def draw(self, n: int) -> Tensor:
-        """Unit rows without a counterpart anywhere."""
+        """Draw unit rows that have no counterpart elsewhere."""
         s = self.setting
         own = (1 - s.mean - s.strong - s.family) ** 0.5 * _unit(self._normal(n))
         common = s.mean**0.5 * self.mean + s.strong**0.5 * (self._normal(n, STRONG) @ self.strong)
@@ -106,7 +106,7 @@ class _Rows:
         return _unit(own + common + s.family**0.5 * self.families[member])
 
     def copies(self, rows: Tensor, low: float, high: float) -> Tensor:
-        """Rows at a cosine of `low` to `high` to those given, else of the same stream."""
+        """Noisy copies at a cosine of `low` to `high` to the given rows; the noise is drawn like other rows."""
         cosine = low + (high - low) * torch.rand(len(rows), 1, generator=self.generator)
         other = self.draw(len(rows))
         other = _unit(other - (other * rows).sum(1, keepdim=True) * rows)
@@ -118,7 +118,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one null did on one world."""
+    """The result of one null on one world."""
 
     threshold: float
     found: float
@@ -126,7 +126,7 @@ class Outcome:
 
 
 def measure(world: World, null: str, fdr: float, seed: int, draws: tuple[int, int] = (2048, 8)) -> Outcome:
-    """Calibrate an atlas of the world and compare its edges with what was planted."""
+    """Calibrate an atlas of the world and compare its edges with the planted ones."""
     with tempfile.TemporaryDirectory() as folder:
         plain = build_atlas(world.dictionaries, out=Path(folder), k=1)
         rows, rotations = draws
@@ -144,7 +144,7 @@ def measure(world: World, null: str, fdr: float, seed: int, draws: tuple[int, in
 
 
 def table(seeds: int, fdr: float) -> list[dict[str, object]]:
-    """A row for each setting and null, means over worlds."""
+    """One row per setting and null, with means over worlds."""
     rows: list[dict[str, object]] = []
     for setting in SETTINGS:
         for null in KINDS:

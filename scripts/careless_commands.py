@@ -1,7 +1,7 @@
-"""What saeflow answers to the careless commands of its tests, here and in another checkout: exit code, lines, seconds.
+"""Run the careless commands of saeflow's tests and print the answers with exit codes and seconds.
 
 python scripts/careless_commands.py                       this checkout
-python scripts/careless_commands.py --source OLD/src      another one, with the packages of this environment
+python scripts/careless_commands.py --source OLD/src      another checkout, with the packages of this environment
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PATIENCE_S = 60
 
 
 def main() -> None:
-    """Run them all, print each with its answer, and count."""
+    """Run all commands, print each with its answer, and count the problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=ROOT / "src", help="folder that holds the package saeflow")
     rows = []
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def answers(source: Path) -> Iterator[dict[str, Any]]:
-    """Each command with its exit code, its answer and what is wrong with it, in a folder of its own."""
+    """Run each command in a separate folder; yields its exit code, its answer and what is wrong with it."""
     for typed, _ in CARELESS:
         with tempfile.TemporaryDirectory() as folder:
             fill(Path(folder))
@@ -65,7 +65,7 @@ def answers(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _run(source: Path, typed: str, folder: str) -> tuple[int | str, str]:
-    """Exit code and all that is printed; "late" where it was stopped."""
+    """The exit code and everything printed; the code is "late" if the command was stopped after PATIENCE_S."""
     script = f"import shlex, sys; sys.argv = ['saeflow', *shlex.split({typed!r})]; from saeflow import cli; cli.main()"
     places = {"PYTHONPATH": str(source), "COLUMNS": str(COLUMNS), "HF_ENDPOINT": "http://127.0.0.1:9"}
     try:

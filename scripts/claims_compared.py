@@ -1,10 +1,10 @@
-"""The claims of the paper on several models, side by side: docs/claims.md from folders of `saeflow reproduce`.
+"""Compare the paper's claims across models: writes docs/claims.md from the folders of `saeflow reproduce`.
 
     saeflow reproduce demo
     saeflow reproduce smollm2-135m
     python scripts/claims_compared.py reproduce-demo reproduce-smollm2-135m
 
-What each model said is kept in docs/claims.json: a folder renews its recipe's column, and leaves the others.
+The verdicts for each model are kept in docs/claims.json: a folder updates its recipe's column and leaves the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MARKS = {HOLDS: "holds", FAILS: "**does not hold**", OPEN: "cannot be said"}
 
 
 def main() -> None:
-    """Judge every claim in each folder, and write the page."""
+    """Judge every claim in each folder and write the page."""
     if not (folders := sys.argv[1:]):
         raise SystemExit(__doc__)
     found: dict[str, dict[str, dict[str, str]]] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def page(found: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
-    """The page: how many claims go which way, by all of them, and each with the number that decides it."""
+    """The page: the number of claims per verdict for each model, then each claim with the number that decides it."""
     asked = [claim for claim in claims() if any(claim.id in of_model for of_model in found.values())]
     unknown = {"outcome": OPEN, "found": f"{MARKS[OPEN]}: not measured"}
     cells = {name: {claim.id: of_model.get(claim.id, unknown) for claim in asked} for name, of_model in found.items()}
@@ -83,7 +83,7 @@ def _stated(claim: Claim) -> str:
 
 
 def _found(verdict: Verdict) -> str:
-    """`holds: +4.9 pp (4.3 to 5.5)`."""
+    """A verdict as a table cell, such as `holds: +4.9 pp (4.3 to 5.5)`."""
     one = verdict.deciding
     if one is None or one.found.value is None:
         return f"{MARKS[verdict.outcome]}: {verdict.why}"

@@ -1,4 +1,4 @@
-"""A cluster, simulated: one driver sends units to the slots of many nodes that share a storage (simulate_scale.py)."""
+"""A simulated cluster for simulate_scale.py: one driver sends units to the slots of nodes with shared storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLOTS, GB = 16, 1e9
 
 @dataclass(frozen=True)
 class Machine:
-    """What is assumed of the cluster: bytes a second of shared storage and of a node's link, bytes of page cache."""
+    """Assumptions: bytes per second of the shared storage and of a node's link, and bytes of page cache per node."""
 
     storage: float = 10 * GB
     link: float = 1.25 * GB
@@ -27,7 +27,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured: seconds of a FLOP of a match, a byte of rows or fingerprint, a unit, a written byte."""
+    """Measured costs in seconds: per FLOP of matching, byte of rows, byte hashed, unit sent, file and byte written."""
 
     flop: float
     row_byte: float
@@ -46,7 +46,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a dictionary: what a unit reads, bytes in its file and once they are float32 rows."""
+    """Rows of a dictionary that a unit reads: their bytes in the file, and as float32 rows in memory."""
 
     name: str
     stored: float
@@ -55,7 +55,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """Two pieces, or one to be fingerprinted; bytes that come back; seconds without its rows."""
+    """Two pieces to match, or one to hash; the seconds it takes besides preparing rows; the bytes of its result."""
 
     pieces: tuple[Piece, ...]
     seconds: float
@@ -64,7 +64,7 @@ class Unit:
 
 @dataclass
 class Node:
-    """A node: its page cache, by piece with the time from which it is there, and when its link is free."""
+    """A node: its page cache as {piece: (time it arrives, bytes)}, and the time when its link is free."""
 
     memory: float
     cache: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
@@ -72,7 +72,7 @@ class Node:
 
 
 class Simulation:
-    """One phase after the other: all units of a phase are done before the next begins."""
+    """Runs phases one after the other: all units of a phase finish before the next begins."""
 
     def __init__(self, costs: Costs, machine: Machine, nodes: int) -> None:
         self.costs, self.machine = costs, machine
@@ -81,7 +81,7 @@ class Simulation:
         self.now = self.storage = self.driver_busy = self.storage_busy = self.working = 0.0
 
     def run(self, units: list[Unit]) -> None:
-        """Do all units of a phase."""
+        """Simulate all units of a phase."""
         free = deque(sorted(range(len(self.slots)), key=lambda slot: (slot // len(self.nodes), slot)))
         jobs, ready = deque[tuple[str, Unit]](), deque[Unit]()
         events: list[tuple[float, int, str, Any]] = []
@@ -123,7 +123,7 @@ class Simulation:
             fill()
 
     def _end(self, slot: int, unit: Unit) -> float:
-        """When a slot has done a unit that it begins now."""
+        """The time at which a slot finishes a unit that it starts now."""
         node, held = self.nodes[slot % len(self.nodes)], self.slots[slot]
         arrived, computing = self.now, unit.seconds
         for piece in unit.pieces:
@@ -153,7 +153,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A simulated run."""
+    """A simulated run: its seconds, and how busy slots, driver and storage were, as fractions."""
 
     nodes: int
     seconds: float

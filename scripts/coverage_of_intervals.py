@@ -1,11 +1,11 @@
-"""docs/experiments.md: how often 95 % intervals hold the truth, for few texts, few failures and texts that differ.
+"""Measure the coverage of 95 % intervals for few texts, few failures and correlated rows (docs/experiments.md).
 
     python scripts/coverage_of_intervals.py [--trials 2000]
 
-Each cell plants texts whose truth is known and counts how often it lies in the interval of
-`saeflow.experiments.statistics` and, for comparison, in the percentile interval of 500 bootstrap draws of texts. Texts
-have 1 to about 50 rows (log-normal). Rates: a text's own rate is drawn from a beta distribution, so that rows of one
-text correlate (0: as if independent).
+Each cell draws texts from a distribution whose true value is known, and counts how often this value lies in the
+interval of `saeflow.experiments.statistics` and, for comparison, in the percentile interval of 500 bootstrap draws over
+texts. Texts have 1 to about 50 rows (log-normal). For rates, each text's own rate is drawn from a beta distribution, so
+that rows of one text are correlated (0 means independent).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TEXTS = (2, 3, 5, 10, 20, 50)
 RATES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 CORRELATIONS = (0.0, 0.1, 0.5)
 Plant = Callable[[np.random.Generator, np.ndarray], np.ndarray]
-"""From rows of each text to their sum."""
+"""From the number of rows of each text to the sum of their values."""
 
 
 def rate(p: float, correlation: float) -> Plant:
-    """Successes."""
+    """Plant counts of successes with rate `p` and the given correlation within texts."""
     spread = (1 - correlation) / correlation if correlation else np.inf
     still = not correlation or p in (0.0, 1.0)
 
@@ -37,12 +37,12 @@ def rate(p: float, correlation: float) -> Plant:
 
 
 def of_texts(draw: Callable[[np.random.Generator, int], np.ndarray]) -> Plant:
-    """The same value in all rows of a text."""
+    """Plant the same value in all rows of a text."""
     return lambda rng, rows: draw(rng, len(rows)) * rows
 
 
 def worlds() -> Iterator[tuple[str, float, Span | None, Plant]]:
-    """What is planted: words, the truth, its bounds."""
+    """Yield what is planted: description, true value, its bounds, and the function that plants it."""
     for correlation in CORRELATIONS:
         for p in RATES:
             if 0 < p < 1 or not correlation:
@@ -70,7 +70,7 @@ def percentile(sums: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> 
 
 
 def coverage(truth: float, span: Span | None, plant: Plant, texts: int, trials: int) -> tuple[float, float, float]:
-    """Shares of intervals that hold the truth: of the bootstrap, and of ours; and of ours without an interval."""
+    """Coverage of the bootstrap intervals and of saeflow's, and the share of trials where saeflow's has no interval."""
     rng = np.random.default_rng([texts, trials])
     before = after = none = 0
     for _ in range(trials):

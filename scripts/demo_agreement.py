@@ -1,8 +1,8 @@
-"""How often the matching methods name the same predecessor in the demo pack.
+"""Measure how often the matching methods name the same predecessor in the demo pack.
 
     python scripts/demo_agreement.py          writes docs/agreement.md and docs/images/demo-agreement.svg
 
-All methods that match by weights, and Pearson correlation over 100,000 tokens of the pack's texts.
+Covers all methods that match by weights, and Pearson correlation over 100,000 tokens of the pack's texts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compared() -> Agreement:
 
 
 def by_layer(rows: list[AgreementRow], part: Part) -> str:
-    """A line a method, a column a layer: share of the same best match / among the five best by cosine."""
+    """A table with one row per method and one column per layer: share with the same best match / in the top five."""
     layers = sorted({row.layer for row in rows if row.part is part})
     shown = [["method", *(f"layer {layer}" for layer in layers)]]
     for method in dict.fromkeys(row.method_a for row in rows):

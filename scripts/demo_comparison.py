@@ -1,13 +1,13 @@
-"""Seeds, widths, checkpoints and a tuned model, compared on the demo model: trained here, from the repository alone.
+"""Compare seeds, widths, checkpoints and a fine-tuned model on the demo model, using only files of the repository.
 
     python scripts/demo_comparison.py [--work FOLDER]          writes docs/demo-comparison.md
 
-1. SAEs of one site: two seeds, twice the width, and four checkpoints of one of them (`saeflow train`).
-2. The demo model, tuned on C++: the headers that come with PyTorch (BSD-3-Clause). Its SAE starts from the demo's, and
-   so does one of the base model on the same texts: what is new in both is new to the texts, not to the model.
-3. Words for the features that fire, labels for those that have none, and the comparisons (`saeflow compare`).
+1. Train SAEs at one site: two seeds, one of double width, and four checkpoints of one of them (`saeflow train`).
+2. Fine-tune the demo model on C++, the headers that come with PyTorch (BSD-3-Clause). Its SAE is initialised from the
+   demo's, as is an SAE of the base model on the same texts: features new in both come from the texts, not the model.
+3. Make words for features that fire, transfer labels to an SAE without any, and compare (`saeflow compare`).
 
-About 15 minutes of one core. Seeds are fixed; a killed run goes on.
+Takes about 15 minutes on one core. Seeds are fixed; a killed run resumes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ trained for seconds: this shows the method, and says nothing about large models.
 
 
 def run(*words: object) -> None:
-    """A saeflow command, as the page shows it."""
+    """Run a saeflow command and print it as the page shows it."""
     print("$ saeflow", *words, flush=True)
     subprocess.run([sys.executable, "-c", "from saeflow.cli import main; main()", *map(str, words)], check=True)
 
 
 def headers(path: Path) -> None:
-    """Passages of C++ of about a thousand characters, as lines of JSON."""
+    """Write passages of C++ of up to a thousand characters, as lines of JSON."""
     root = Path(torch.__file__).parent / "include"
     texts: list[str] = []
     for file in sorted([*root.glob("c10/**/*.h"), *root.glob("torch/csrc/**/*.h")]):
@@ -61,7 +61,7 @@ def headers(path: Path) -> None:
 
 
 def tune(texts: Path, out: Path) -> None:
-    """Go on training the demo model on some texts alone."""
+    """Fine-tune the demo model on the given texts only."""
     torch.manual_seed(0)
     demo = sf.load_model("demo")
     lines = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
@@ -97,7 +97,7 @@ def tune(texts: Path, out: Path) -> None:
 
 
 def trained(work: Path) -> None:
-    """Every model and every SAE, where they are not there yet."""
+    """Train every model and SAE and make the words, unless they exist already."""
     work.mkdir(parents=True, exist_ok=True)
     options = [*COMMON.split(), "--lr", "3e-3", "--tokens", 400_000, "--texts", "demo"]
     run("train", "demo", *options, "--width", 768, "--keep-every", 100_000, "--out", work / "seed-0")
@@ -120,7 +120,7 @@ def trained(work: Path) -> None:
 
 
 def independent(one: Path, other: Path) -> dict[str, float]:
-    """PW-MCC and mean max cosines from the files, by numpy and scipy alone."""
+    """PW-MCC and mean maximum cosines computed from the files with numpy and scipy only."""
     a, b = (load_file(folder / "3.res" / "sae_weights.safetensors")["W_dec"].astype(float) for folder in (one, other))
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
     cosine = a @ b.T
@@ -131,7 +131,7 @@ def independent(one: Path, other: Path) -> dict[str, float]:
 
 
 def told(rows: Iterable[Any], columns: Sequence[str]) -> str:
-    """Rows of a DataFrame in Markdown: numbers in three digits, cells without pipes and line ends."""
+    """Rows of a DataFrame as a Markdown table: three decimals, with pipes escaped and line ends removed."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -153,7 +153,7 @@ def compared(work: Path, name: str, *releases: object, names: str) -> sf.Compari
 
 
 def seeds(work: Path) -> list[str]:
-    """Two seeds, and the narrow one against the wide one."""
+    """The section that compares two seeds, and a narrow SAE with a wide one."""
     found = compared(work, "seeds", work / "seed-0", work / "seed-1", names="seed-0,seed-1")
     wide = compared(work, "widths", work / "seed-0", work / "wide", names="narrow,wide")
     rows: list[dict[str, Any]] = []
@@ -180,7 +180,7 @@ def seeds(work: Path) -> list[str]:
 
 
 def chain(work: Path) -> list[str]:
-    """Checkpoints of one training."""
+    """The section on checkpoints of one training run."""
     steps = [*sorted((work / "seed-0-steps").iterdir()), work / "seed-0"]
     found = compared(work, "chain", *steps, names="100k,200k,300k,400k")
     shown = ["name", "features", "carried", "born", "lost", "drift", "pw_mcc", "pw_mcc last", "there"]
@@ -193,7 +193,7 @@ def chain(work: Path) -> list[str]:
 
 
 def tuned(work: Path) -> list[str]:
-    """What tuning brought: new against the demo's, and not found by the base model on the same texts."""
+    """The section on fine-tuning: features that neither the demo nor the base model on the same texts has."""
     base, control, refined = "demo", work / "base-refined", work / "tuned-refined"
     chained = compared(work, "tuned", base, control, refined, names="demo,base-refined,tuned-refined")
     over = compared(work, "tuned-against-demo", refined, base, names="tuned-refined,demo")
@@ -208,7 +208,7 @@ def tuned(work: Path) -> list[str]:
         ),
         told(records(chained.to_pandas()), ["a", "b", "pw_mcc", "a in b", "b in a", "mutual", "shared"]),
     ]
-    # what is new: no feature of the demo, nor of the base model on the same texts, has a cosine of 0.7
+    # new: no feature of the demo's SAE, nor of the base model's on the same texts, has a cosine of 0.7
     frames = [made.table("features") for made in (over, against)]
     mine = [one[one["of"].str.startswith("tuned")].set_index("feature") for one in frames]
     new, alone = (one["cosine"] < 0.7 for one in mine)

@@ -1,10 +1,10 @@
-"""Are the paper's effects real in the demo pack? Flow, origins and deactivation, as one page.
+"""Check whether the paper's effects appear in the demo pack: flow, origins and deactivation, on one page.
 
     saeflow origins demo --out ORIGINS
     saeflow deactivate demo --out DEACTIVATION
     python scripts/demo_effects.py ORIGINS DEACTIVATION          writes docs/demo-effects.md
 
-Every number of the page is a cell of the tables of these two folders, or of pack/quality.json.
+Every number on the page comes from the tables of these two folders or from pack/quality.json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def flow() -> str:
 
 
 def shares(found: Sequence[Cells], key: str, method: str, title: str) -> str:
-    """Shares of the groups, a line for each value of `key`."""
+    """A table of the shares of the groups, one row per value of `key`."""
     kept = [row for row in found if row["method"] == method]
     rows = [[key, "features", *GROUPS]]
     for value in dict.fromkeys(row[key] for row in kept):

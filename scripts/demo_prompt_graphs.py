@@ -1,10 +1,10 @@
-"""What the weights say of twenty texts, and what was measured on them, in the demo pack.
+"""Compare what the weights predict with the effects measured on twenty texts of the demo pack.
 
     python scripts/demo_prompt_graphs.py          writes a section of docs/prompt-graphs.md
 
-Four texts of each of the five domains, one random token of each that is not special. Every active feature and every
-error is removed alone (`saeflow.trace_text`); then graphs are pruned by effect, and their fidelity is measured beside
-random graphs of the same size. Intervals are of texts, as in all experiments (`saeflow.experiments.statistics`).
+Uses four texts from each of the five domains, with one random non-special token each. Every active feature and every
+error is ablated on its own (`saeflow.trace_text`); then the graphs are pruned by effect, and their fidelity is compared
+with random graphs of the same size. Intervals are over texts, as in all experiments (`saeflow.experiments.statistics`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXT: Final = ["dataset", "text"]
 
 
 def children(graph: PromptGraph, sample: Sample) -> list[dict[str, object]]:
-    """A line for each residual feature that has two active parents or more: what cosines and effects say of them."""
+    """One row per residual feature with at least two active parents: how cosines and effects rank the parents."""
     edges = graph.edges[(graph.edges["link"] == "stream") & ~graph.edges["parent"].str.contains("error")]
     rows: list[dict[str, object]] = []
     for child, into in edges.groupby("child"):
@@ -63,7 +63,7 @@ def children(graph: PromptGraph, sample: Sample) -> list[dict[str, object]]:
 def fidelities(
     graph: PromptGraph, sample: Sample, model: sf.LanguageModel, saes: sf.DictionarySet
 ) -> list[dict[str, object]]:
-    """A line for each cut: how much the pruned graph carries, beside random graphs."""
+    """One row per cut: how much the pruned graph carries, compared with random graphs."""
     rows: list[dict[str, object]] = []
     for cut in CUTS:
         pruned = graph.prune(Pruning(effect=cut))
@@ -88,7 +88,7 @@ def fidelities(
 
 
 def measured() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Lines of children and of graphs."""
+    """Measure all texts; returns the rows of `children` and of `fidelities`."""
     saes, atlas = sf.load_dictionaries("demo"), sf.open_atlas("demo")
     model = sf.load_model("demo").as_trained(saes)
     special = model.tokenizer.all_special_ids
@@ -118,20 +118,20 @@ def measured() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def said(row: pd.Series, name: str) -> str:
-    """A mean with its interval."""
+    """Format a mean with its interval."""
     return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
 
 
 def of_all(graphs: pd.DataFrame, logit: pd.Series) -> str:
-    """A part of the target over all texts, with its interval: their sum over what there is to lose in all of them."""
+    """A share of the target logit over all texts, with its interval: the summed parts over the summed possible loss."""
     both = np.stack([logit, graphs["all"]], -1)
     found = Tally(both, pd.factorize(graphs["dataset"])[0]).told(n=len(graphs), sizes=np.ones(len(graphs)))
     return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def tables(of_children: pd.DataFrame, of_graphs: pd.DataFrame) -> str:
-    """The page's tables."""
-    # 1. cosines beside effects
+    """The tables of the page, as Markdown."""
+    # 1. cosines compared with effects
     lines = {
         "the edge with the highest cosine is the one with the largest effect": ("same", RATE),
         "the same, were one drawn at random": ("chance", RATE),

@@ -1,10 +1,10 @@
-"""Does steering by flow graphs work in the demo pack? Themes x methods x scores, as one page.
+"""Test whether steering with flow graphs works in the demo pack: themes x methods x scores, on one page.
 
     saeflow sweep demo --samples 32 --out SWEEP
     python scripts/demo_steering.py SWEEP [NAME=SWEEP …]          writes docs/demo-steering.md
 
-Every number of the page is a cell of the tables of these folders. Further folders are sweeps with other arguments
-(`--parts res`, say): the page gives their means over themes beside those of the first.
+Every number on the page comes from the tables of these folders. Further folders are sweeps with other arguments, such
+as `--parts res`; the page compares their means over themes with those of the first.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Row = dict[str, Any]
 
 
 def named(row: Row) -> str:
-    """A row of steering_best as a column of the page."""
+    """The column of the page that a row of steering_best belongs to."""
     if row["method"] == "random":
         return f"random of {row['mirrors']}"
     return "single (start layer)" if row["choice"] == "start layer" else row["method"]
@@ -78,7 +78,7 @@ def best(found: SummaryTable, direction: str) -> str:
     lines = [["theme", *(TITLES.get(name, name) for name in columns)]]
     for theme in dict.fromkeys(row["theme"] for row in rows):
         of = {named(row): row for row in rows if row["theme"] == theme}
-        # the start layer can be the best single one: then it was measured once
+        # if the start layer is the best single layer, it was measured only once
         of.setdefault("single (start layer)", of.get("single", {}))
         lines.append([theme, *(cell(of.get(name)) for name in columns)])
     means = [mean(rows, name) for name in columns]
@@ -87,7 +87,7 @@ def best(found: SummaryTable, direction: str) -> str:
 
 
 def mean(rows: Sequence[Row], name: str, value: str = "score") -> float:
-    """The mean over themes."""
+    """The mean of a value over themes, for one column; NaN if there is none."""
     themes = dict.fromkeys(row["theme"] for row in rows)
     found = []
     for theme in themes:
@@ -122,7 +122,7 @@ def cost(found: SummaryTable, direction: str) -> str:
 
 
 def paired(found: SummaryTable, direction: str) -> str:
-    """In how many themes one method beats another, and by how much."""
+    """A table of the number of themes in which one method beats another, and the mean difference."""
     rows = [row for row in found.dicts() if row["direction"] == direction]
     lines = [["method", "against", "themes", "better", "worse", "mean difference"]]
     for a, b in dict.fromkeys((row["method_a"], row["method_b"]) for row in rows):

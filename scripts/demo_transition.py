@@ -1,9 +1,9 @@
-"""Tables and pictures of docs/transition.md from a results folder.
+"""Update the tables and pictures of docs/transition.md from a results folder.
 
     saeflow transition demo --tokens 20000 --out FOLDER
     python scripts/demo_transition.py FOLDER
 
-The words between the tables are written by hand: read them again when a number changed.
+The text between the tables is written by hand: reread it when a number has changed.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _with_rows(text: str, header: str, rows: Iterable[str]) -> str:
-    """The table under `header` with other rows."""
+    """Replace the rows of the table under `header`."""
     start = text.index(header)
     rule_end = text.index("\n", text.index("\n", start) + 1)
     end = text.index("\n\n", rule_end)

@@ -1,9 +1,10 @@
-"""Does matching by optimal transport beat cosine? On planted data and on the demo pack, as one page.
+"""Test whether matching by optimal transport beats cosine, on planted data and on the demo pack.
 
     python scripts/demo_transport.py [--work FOLDER]          writes docs/transport.md
 
-Cao et al. 2026 (arXiv 2605.28567) report that it does. Measured are right matches on planted data, agreement with
-cosine as in docs/agreement.md, and deactivation (section 5.2) on texts that no table was made on. A killed run resumes.
+Cao et al. 2026 (arXiv 2605.28567) report that it does. This script measures the share of correct matches on planted
+data, agreement with cosine as in docs/agreement.md, and deactivation (section 5.2) on texts that were not used to make
+the tables. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def planted(world: str, seed: int) -> dict[str, float]:
-    """The share of features that each method matches right."""
-    # 1. what fires, and where the rows point
+    """The share of features that each method matches correctly in a planted world."""
+    # 1. which features fire, and the directions of the rows
     rng = np.random.default_rng(seed)
     topics = rng.integers(0, 12, N)
     fires = rng.random((N, FEATURES)) < rng.uniform(0.005, 0.06, FEATURES)
@@ -86,7 +87,7 @@ def planted(world: str, seed: int) -> dict[str, float]:
         other_rows = rows @ np.linalg.qr(rng.normal(size=(D, D)))[0]
     else:
         other_rows = unit(DRIFT * rows + (1 - DRIFT**2) ** 0.5 * unit(rng.normal(size=(FEATURES, D))))
-    # 2. the same at B, and hidden states at A
+    # 2. activations at B, and hidden states at A
     kept = np.where(rng.random(acts.shape) < 0.8, acts, 0) * (1 + 0.33 * rng.normal(size=acts.shape)).clip(0.1)
     other = np.where(rng.random(acts.shape) < 0.2 * fires.mean(), rng.exponential(size=acts.shape), kept)
     states = acts @ rows + 0.1 * rng.normal(size=(N, D))
@@ -117,7 +118,7 @@ def on_planted() -> str:
 
 
 def compared(tables: Mapping[str, Tables]) -> str:
-    """How often two methods name the same predecessor in the layer before, by layer."""
+    """A table of how often two methods name the same predecessor in the layer before, by layer."""
     found = {(row.method_a, row.method_b, row.layer): row for row in agreement(tables).rows}
     layers = [source.layer for source, _ in PAIRS]
     rows = [["method", "against", *(f"layer {layer}" for layer in layers)]]

@@ -1,21 +1,21 @@
-"""The fenced blocks of the documentation: which there are, and that they do what they say.
+"""Find the fenced blocks of the documentation and check that they do what they say.
 
-    python scripts/docs_blocks.py                     run the quick blocks of every page, print each page's seconds
-    python scripts/docs_blocks.py --long              run the long ones and record them in docs/executed.json
+    python scripts/docs_blocks.py                     run the quick blocks of every page, print seconds per page
+    python scripts/docs_blocks.py --long              run the long blocks and record them in docs/executed.json
     python scripts/docs_blocks.py --long docs/experiments.md --matching origins
-    python scripts/docs_blocks.py --list              every block and what becomes of it
+    python scripts/docs_blocks.py --list              list every block and what is done with it
 
-What becomes of a block is told by its language and by the line in italics below it:
+What is done with a block depends on its language and on the italic line below it:
 
     python, sh                           run, all blocks of a page in one folder and one namespace, in order
-    output                               must be what the block above it printed; a line "..." stands for any lines
-    *Takes ...*                          long: run by this script alone, recorded by the hash of its text
+    output                               compared with what the block above printed; a line "..." matches any lines
+    *Takes ...*                          long: run only with --long, recorded by the hash of its text
     *Not run here: ...*                  its command lines are parsed by the real command line, its Python compiled
     json, toml                           parsed
-    text, css, html, mermaid             nothing: they may hold no command
+    text                                 only checked not to contain a command
 
-In `sh`, each command is one of saeflow's, run in this process. Anything else (make, pip, python scripts/...) stands in
-blocks that are not run here or are long, and what it names must exist.
+Each command in a quick `sh` block is one of saeflow's and runs in this process. Anything else (make, pip,
+python scripts/...) must be in a block that is long or not run here, and the files and targets it names must exist.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ENVIRONMENT = re.compile(r"^[A-Z][A-Z0-9_]*=")
 
 
 class Untrue(AssertionError):
-    """A block does not do what the page says. The message names page and line."""
+    """A block does not do what the page says. The message gives the page and line."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Block:
     """A fenced block of a page.
 
     Attributes:
-        page: where it stands, from the root of the repository.
-        line: of its fence, from 1.
-        language: as the fence names it.
-        code: its text, without the fence.
-        note: "" or what the line in italics below it begins with: "Takes" or "Not run here:".
+        page: the page, relative to the root of the repository.
+        line: the line of the opening fence, counted from 1.
+        language: the language named by the fence.
+        code: the text, without the fence.
+        note: the beginning of the italic line below, "Takes" or "Not run here:"; "" without one.
         words: the rest of that line.
     """
 
@@ -76,7 +76,7 @@ class Block:
 
     @property
     def fate(self) -> str:
-        """What becomes of it: quick, long, checked, compared, parsed or read."""
+        """What is done with the block: quick, long, checked, compared, parsed or read."""
         if self.note:
             return "long" if self.note == "Takes" else "checked"
         if self.language in RUN:
@@ -85,23 +85,23 @@ class Block:
 
     @property
     def hash(self) -> str:
-        """Of its language and text: another text is another block."""
+        """Hash of the language and text: a block with a changed text is a new block."""
         return hashlib.sha256(f"{self.language}\n{self.code}".encode()).hexdigest()[:16]
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command line of a block of the shell, assignments before it left out."""
+        """The words of each command line of a shell block, without leading assignments."""
         lines = self.code.replace("\\\n", " ").splitlines()
         found = [shlex.split(line, comments=True) for line in lines]
         return [list(_without_assignments(words)) for words in found if words]
 
     def wrong(self, what: str) -> Untrue:
-        """The error that names the place."""
+        """An error that gives the page and line of this block."""
         return Untrue(f"{self.page}:{self.line}: {what}")
 
 
 def _without_assignments(words: list[str]) -> Iterator[str]:
-    """Words after `NAME=value` pairs, up to a pipe, a redirection or `&&`."""
+    """Yield the words after any leading `NAME=value` pairs."""
     started = False
     for word in words:
         started = started or not _ENVIRONMENT.match(word)
@@ -110,7 +110,7 @@ def _without_assignments(words: list[str]) -> Iterator[str]:
 
 
 def pages() -> list[Path]:
-    """Every page of the documentation, the README among them."""
+    """Every page of the documentation, including the README."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -129,18 +129,18 @@ def blocks(page: Path) -> list[Block]:
 
 
 def outside_fences(page: Path) -> str:
-    """The page's text with its fenced blocks left out, for a look at commands that stand in none."""
+    """The text of a page without its fenced blocks, to find commands outside of them."""
     return _FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-# Checked without being run
+# Checks without running
 
 
 def check(block: Block) -> None:
-    """A block that is not run: its commands exist, its Python compiles, its data can be read.
+    """Check a block that is not run: its commands exist, its Python compiles, its data can be parsed.
 
     Raises:
-        Untrue: when not.
+        Untrue: when a check fails.
     """
     if block.language == "sh":
         for words in block.commands:
@@ -161,10 +161,10 @@ def check(block: Block) -> None:
 
 
 def check_command(block: Block, words: list[str]) -> None:
-    """One command line: a command of saeflow with options it has, or a file, target or extra that exists.
+    """Check one command line: a saeflow command with valid options, or a file, target or extra that exists.
 
     Raises:
-        Untrue: when not.
+        Untrue: when a check fails.
     """
     program, rest = words[0], words[1:]
     if program == "saeflow":
@@ -189,9 +189,9 @@ def check_command(block: Block, words: list[str]) -> None:
 
 
 def refused(arguments: list[str]) -> str:
-    """Why saeflow's command line would not take `arguments`; "" where it would. Nothing is run.
+    """Why saeflow's command line would reject `arguments`; "" if it accepts them. Nothing is run.
 
-    A page may name a device that this machine has not.
+    The check of devices is patched out, since a page may name a device that this machine lacks.
     """
     from unittest.mock import patch
 
@@ -208,14 +208,14 @@ def refused(arguments: list[str]) -> str:
     return ""
 
 
-# Run
+# Running
 
 
 def run_page(page: Path, folder: Path) -> int:
-    """Run the quick blocks of a page in `folder`, check all others; returns how many were run.
+    """Run the quick blocks of a page in `folder` and check all others; returns how many were run.
 
     Raises:
-        Untrue: when a block fails or prints something else than the page says.
+        Untrue: when a block fails or prints something different from what the page shows.
     """
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     printed, ran = "", 0
@@ -256,10 +256,10 @@ def run_block(block: Block, namespace: dict[str, Any]) -> str:
 
 
 def saeflow(block: Block, words: list[str], errors: io.StringIO) -> None:
-    """Run one command line of saeflow in this process.
+    """Run one saeflow command line in this process.
 
     Raises:
-        Untrue: when it is none, or ends with an error.
+        Untrue: when it is not a saeflow command, or ends with an error.
     """
     from saeflow import cli
 
@@ -277,7 +277,7 @@ def saeflow(block: Block, words: list[str], errors: io.StringIO) -> None:
 
 
 def compare(block: Block, printed: str) -> None:
-    """What a page shows as output against what was printed.
+    """Compare the output that a page shows with what was printed.
 
     Raises:
         Untrue: when they differ.
@@ -290,7 +290,7 @@ def compare(block: Block, printed: str) -> None:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """What blocks run under: no network, a cache of their own, tables of one width."""
+    """The environment for running blocks: no network, a separate cache, a fixed table width."""
     return {
         "COLUMNS": "100",
         "HF_HUB_OFFLINE": "1",
@@ -305,12 +305,12 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def read_record() -> dict[str, dict[str, Any]]:
-    """Long blocks by hash: {page, date, seconds, processor_seconds, version}, or {page, not_run} with the reason."""
+    """The record of long blocks by hash: {page, date, seconds, processor_seconds, version}, or {page, not_run: why}."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 
 def said_of(block: Block, record: Mapping[str, Mapping[str, Any]]) -> str:
-    """When a long block was last run, as a sentence."""
+    """A sentence that says when a long block was last run."""
     entry = record.get(block.hash)
     if entry is None or "not_run" in entry:
         return f"Not run for this version{': ' + entry['not_run'] if entry else ''}."
@@ -319,7 +319,7 @@ def said_of(block: Block, record: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds or minutes as readable text."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 

@@ -1,10 +1,10 @@
-"""The pictures of docs/concepts: one schema, and measurements of the demo pack.
+"""Draw the pictures of docs/concepts: a diagram of the sites, and measurements on the demo pack.
 
     python scripts/docs_figures.py                                    sites, matching, spans
-    python scripts/docs_figures.py ORIGINS DEACTIVATION SWEEP         and the figures of three results folders
+    python scripts/docs_figures.py ORIGINS DEACTIVATION SWEEP         also copy the figures of three results folders
 
-The folders are those that `saeflow origins demo`, `saeflow deactivate demo` and `saeflow sweep demo --samples 32`
-write. All are SVG, light or dark as the page is, and the same data give the same bytes.
+The folders are written by `saeflow origins demo`, `saeflow deactivate demo` and `saeflow sweep demo --samples 32`. All
+pictures are SVG, follow the page's light or dark scheme, and the same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ text { font: 13px Helvetica, Arial, "Liberation Sans", sans-serif; fill: #22201c
 
 @dataclass
 class Drawing:
-    """An SVG that is being drawn, in pixels from the upper left."""
+    """An SVG under construction, in pixels from the top left."""
 
     width: float
     height: float
@@ -75,7 +75,7 @@ class Drawing:
 
 
 def site(drawing: Drawing, x: float, y: float, name: str, said: str) -> None:
-    """A dictionary: a box with its site."""
+    """Draw a dictionary as a box labelled with its site."""
     part = name.split("/")[1]
     drawing.box(x, y, 92, 40, f"{part} box")
     drawing.text(x + 46, y + 17, name, "bold", "middle")
@@ -83,7 +83,7 @@ def site(drawing: Drawing, x: float, y: float, name: str, said: str) -> None:
 
 
 def sites() -> None:
-    """Where dictionaries sit in two blocks of a model."""
+    """Draw the positions of dictionaries in two layers of a model."""
     d = Drawing(900, 290, "The sites of two layers: residual stream, attention output and MLP output")
     d.text(14, 34, "h after", "muted small")
     d.text(14, 48, "layer L − 2", "muted small")
@@ -108,7 +108,7 @@ def sites() -> None:
 
 
 def matching() -> None:
-    """All cosines of one feature with its three predecessor sites, with the best match and what chance would give."""
+    """Plot the cosines of one feature with all features of three predecessor sites, the best match and chance level."""
     dictionaries, atlas = sf.load_dictionaries("demo"), sf.open_atlas("demo")
     seed = sf.FeatureId.parse(FEATURE)
     row = dictionaries[seed.site].directions()[seed.index]
@@ -140,7 +140,7 @@ def matching() -> None:
 
 
 def spans() -> None:
-    """First and last layer of the graphs of all features of a layer."""
+    """Tabulate the first and last layer of the flow graphs of all features of one layer."""
     atlas = sf.open_atlas("demo")
     where = sf.Site.parse(f"{SPAN_LAYER}/res")
     size = len(atlas[where, sf.Site.parse(f"{SPAN_LAYER - 1}/res")].index)
@@ -162,7 +162,7 @@ def spans() -> None:
 
 
 def copied(folders: list[Path]) -> None:
-    """The figures of results folders that the pages show."""
+    """Copy the figures that the pages show from the results folders."""
     for folder, name, image in zip(
         folders,
         ("shares_by_layer-cosine", "by_strategy_layer", "steering_best-activate"),

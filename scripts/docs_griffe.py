@@ -1,4 +1,4 @@
-"""The extension of griffe that the site's reference is read with; what it does is in `docs_raises`."""
+"""The griffe extension used for the site's reference; the work is done in `docs_raises`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from docs_raises import with_sentences
 
 
 class RaisesInWords(Extension):
-    """Mend every docstring as it is read."""
+    """Rewrites the `Raises:` section of every docstring as it is read."""
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         if not obj.is_alias and obj.docstring:

@@ -1,8 +1,8 @@
-"""What MkDocs does beyond its plugins: folders listed in the navigation, the API put in, notes made visible.
+"""MkDocs hooks: list the pages of folders in the navigation, insert the API reference, and style notes on blocks.
 
-The pages are plain Markdown that a forge shows as well as this site. There, `<!-- api: NAME -->` is nothing and the
-line in italics below a block is a line in italics. Here the first becomes the documentation of NAME from its docstrings
-(mkdocstrings), the second a mark, with the date and time of a long block from docs/executed.json.
+The pages are plain Markdown that also reads well on a forge. There, `<!-- api: NAME -->` is invisible, and the italic
+line below a block is just that. On this site the former becomes the documentation of NAME from its docstrings
+(mkdocstrings), and the latter a styled note; for a long block it includes the last run from docs/executed.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRST = {"reference": ["index.md", "cli.md", "saeflow.md"], "decisions": ["READM
 
 
 def on_config(config: Any) -> Any:
-    """Give the folders of reference pages and decisions their pages, in order."""
+    """Replace the folders of reference pages and decisions in the navigation by their pages, in order."""
     for item in config["nav"]:
         for title, folder in list(item.items()):
             if isinstance(folder, str) and folder in FIRST:
@@ -38,20 +38,20 @@ def on_config(config: Any) -> Any:
 
 
 def _pages(folder: Path) -> list[str]:
-    """The names of a folder's pages, those that come first before the others."""
+    """The names of a folder's pages: those in FIRST, then the others sorted."""
     first = FIRST[folder.name]
     return first + sorted(page.name for page in folder.glob("*.md") if page.name not in first)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put a directive of mkdocstrings where the page names an object; files of the source are named, not linked."""
+    """Insert mkdocstrings directives for the objects a page names; links to source files become plain names."""
     if page.file.src_uri == "index.md":
         page.meta["hide"] = ["navigation", "toc"]
     return _API.sub(r"::: \1", _SOURCE.sub(r"`\2`", markdown))
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Turn the notes of blocks into marks; long blocks say when they were last run."""
+    """Style the notes below blocks, saying when long blocks were last run; pictures link to themselves."""
     source = docs_blocks.ROOT / "docs" / page.file.src_uri
     noted = iter([block for block in docs_blocks.blocks(source) if block.note])
     record = docs_blocks.read_record()

@@ -1,4 +1,4 @@
-"""Runs the long blocks of the documentation and records them: `python scripts/docs_blocks.py --long`."""
+"""Run the long blocks of the documentation and record the runs: `python scripts/docs_blocks.py --long`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from docs_blocks import RECORD, ROOT, Block, blocks, environment, pages, read_re
 
 
 def run_long(block: Block) -> dict[str, Any]:
-    """Run a long block as a process of its own in an empty folder; returns its record.
+    """Run a long block in a separate process in a folder with only links to the repository; returns its record.
 
     Raises:
         Untrue: when it fails.
@@ -41,15 +41,15 @@ def run_long(block: Block) -> dict[str, Any]:
 
 
 def children() -> float:
-    """Seconds of processor time that processes started by this one, and ended, have used."""
+    """Seconds of processor time used by child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def record_long(only: list[Path], matching: str = "") -> None:
-    """Run the long blocks of some pages, or all, whose text `matching` is found in; write the record after each.
+    """Run the long blocks whose text contains the pattern `matching`, on the pages in `only` or on all pages.
 
-    Blocks that were never run enter the record as such; blocks that are gone leave it.
+    The record is written after each block. Blocks that were never run are recorded as such; removed blocks are dropped.
     """
     from saeflow.files import write_atomic
 

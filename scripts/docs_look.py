@@ -1,9 +1,9 @@
-"""Looks at the built site in a browser: every page, wide and narrow, light and dark.
+"""Check every page of the built site in a browser, wide and narrow, light and dark.
 
     mkdocs build --strict && python scripts/docs_look.py
-    python scripts/docs_look.py --shots FOLDER               and screenshots of the home and concept pages
+    python scripts/docs_look.py --shots FOLDER               also save screenshots of the pages in SHOWN
 
-Ends with 1 when a page asks anything of another address, has an error on its console, misses a file, shows an
+Exits with 1 if a page requests anything from another address, logs an error to the console, misses a file, has an
 image that does not load, or is wider than its window. Needs playwright and a Chromium or Chrome on the PATH.
 """
 
@@ -39,15 +39,15 @@ _BROKEN = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and logs nothing."""
+    """Serves files without logging."""
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Generator[str]:
-    """The address of a server of `folder` on this machine."""
+    """Serve `folder` on this machine; yields the address."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -56,7 +56,7 @@ def served(folder: Path) -> Generator[str]:
 
 
 def look(page: Any, home: str, name: str, width: int) -> list[str]:
-    """What is wrong with a page."""
+    """The problems found on a page."""
     wrong: list[str] = []
 
     def asked(request: Any) -> None:

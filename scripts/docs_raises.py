@@ -1,7 +1,7 @@
-"""How docstrings reach the site: `Raises:` sections in words become sentences.
+"""Prepares docstrings for the site: entries of `Raises:` that are prose become sentences.
 
-Griffe reads `Raises:` as "Error: when". Where a docstring says "Nothing." or "As `match` does." it has no error to
-name: the first needs no section, the second is a sentence.
+Griffe expects entries of the form "Error: when". An entry such as "Nothing." or "As `match` does." names no error: the
+first is dropped, the second becomes a sentence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _PAIR = re.compile(r"    [A-Z]\w*: ")
 
 
 def with_sentences(docstring: str) -> str:
-    """The docstring with a `Raises:` section that names no error turned into a paragraph, or left out."""
+    """Return the docstring with `Raises:` entries that name no error turned into paragraphs, or dropped."""
 
     def mended(match: re.Match[str]) -> str:
         entries = re.findall(r"    \S.*\n?(?:     +.*\n?)*", match[1])

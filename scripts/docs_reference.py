@@ -1,11 +1,11 @@
-"""Writes docs/reference: the command line from the real one, and pages that name every public object.
+"""Write docs/reference: the command line, from the commands themselves, and pages that list every public object.
 
     python scripts/docs_reference.py              write the pages
-    python scripts/docs_reference.py --check      say which are not up to date; exit code 1 if one is not
+    python scripts/docs_reference.py --check      list pages that are out of date; exit code 1 if there are any
 
-The pages read as plain Markdown: a table of names with one sentence each. On the site each name is followed by its
-documentation, from its docstrings (scripts/docs_hooks.py). Public is what a package's `__all__` names, and what the
-pages of the documentation import.
+The pages are plain Markdown: tables of names with one sentence each. On the site, the documentation of each name
+follows, taken from its docstrings (scripts/docs_hooks.py). Public are the names in a package's `__all__`, or, for a
+module without one, its documented names without a leading underscore.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Page:
     """A page of the reference.
 
     Attributes:
-        name: of its file, without ending.
-        title: its heading.
-        about: a sentence or two under it.
-        packages: packages of which every name in `__all__` is documented, less those of earlier pages.
-        modules: modules of which everything public is.
+        name: the file name, without suffix.
+        title: the heading.
+        about: a sentence or two under the heading.
+        packages: packages whose `__all__` names are all documented, except those on earlier pages.
+        modules: modules whose public names are all documented, likewise.
     """
 
     name: str
@@ -178,18 +178,18 @@ PAGES: Final = (
 )
 
 
-# What modules say, read without importing them
+# Docstrings of modules, read without importing them
 
 
 def source_of(module: str) -> Path | None:
-    """The file of a module or package of saeflow."""
+    """The source file of a module or package of saeflow; None if it does not exist."""
     base = ROOT / "src" / module.replace(".", "/")
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 @cache
 def tree_of(module: str) -> ast.Module:
-    """A module's syntax tree."""
+    """The syntax tree of a module."""
     path = source_of(module)
     if path is None:
         raise SystemExit(f"there is no module {module}; scripts/docs_reference.py names it")
@@ -197,25 +197,25 @@ def tree_of(module: str) -> ast.Module:
 
 
 def first_sentence(node: Any) -> str:
-    """The first paragraph of a docstring on one line; "" without one."""
+    """The first paragraph of a docstring on one line; "" without a docstring."""
     said = ast.get_docstring(node) or ""
     return " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
 
 
 def public_names(package: str) -> list[str]:
-    """What `__all__` of a package lists, its version left out; nothing where there is none."""
+    """The names in a package's `__all__` except `__version__`; empty without `__all__`."""
     for node in tree_of(package).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
             try:
                 return [name for name in ast.literal_eval(node.value) if name != "__version__"]
-            except ValueError:  # sorted([*_HOME]) and the like
+            except ValueError:  # not a literal, such as sorted([*_HOME])
                 return list(importlib.import_module(package).__all__)
     return []
 
 
 @cache
 def home_of(package: str, name: str) -> str:
-    """The module in which a name that a package hands on is defined."""
+    """The module that defines a name which `package` re-exports."""
     for node in ast.walk(tree_of(package)):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
@@ -233,12 +233,12 @@ def defines(module: str, name: str) -> bool:
 
 @cache
 def sentences(module: str) -> dict[str, str]:
-    """`defined` by name."""
+    """The result of `defined` as a dictionary."""
     return dict(defined(module))
 
 
 def defined(module: str) -> Iterator[tuple[str, str]]:
-    """The public classes, functions and constants of a module, each with its first sentence."""
+    """Yield the public classes, functions and constants of a module, each with the start of its docstring."""
     body = tree_of(module).body
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -252,7 +252,7 @@ def defined(module: str) -> Iterator[tuple[str, str]]:
 
 
 def objects(page: Page, seen: set[str]) -> list[tuple[str, str, str]]:
-    """(where it is defined, what to call it, first sentence) of all a page documents; `seen` grows."""
+    """(where it is defined, its public name, first sentence) of everything new on a page; adds to `seen`."""
     found: list[tuple[str, str, str]] = []
     for package in page.packages:
         for name in public_names(package):
@@ -271,7 +271,7 @@ def objects(page: Page, seen: set[str]) -> list[tuple[str, str, str]]:
 
 
 def page_text(page: Page, seen: set[str]) -> str:
-    """A page of the reference as Markdown."""
+    """The Markdown of a page of the reference."""
     rows = objects(page, seen)
     lines = [f"# {page.title}", "", page.about, "", "| name | |", "|---|---|"]
     lines += [f"| `{called.removeprefix(page.title + '.')}` | {said} |" for _, called, said in rows]
@@ -284,7 +284,7 @@ def page_text(page: Page, seen: set[str]) -> str:
 
 
 def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands that do something, with the words that call them, in the order of help."""
+    """Yield all commands that do something, with the words that call them, in the order of the help."""
     names = [name for name in group if not name.startswith("-")]
     for name in sorted(names, key=lambda name: group[name].sort_key):
         if group[name].default_command is not None:
@@ -293,7 +293,7 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 
 def option_row(option: Any) -> str:
-    """An option as a row: its names, its default, what it does."""
+    """A table row for an option: its names, default and description."""
     from saeflow.cli.options import shown
 
     names = ", ".join(f"`{name}`" for name in sorted(option.names, key=lambda name: not name.startswith("--")))
@@ -309,7 +309,7 @@ def option_row(option: Any) -> str:
 
 
 def cli_text() -> str:
-    """The page of the command line."""
+    """The Markdown of the command-line page."""
     from saeflow.cli.app import app
 
     lines = ["# Command line", ""]
@@ -340,12 +340,12 @@ def cli_text() -> str:
 
 
 def meaning_of(help_: str | None) -> str:
-    """What an option means in every command: the first clause of its help, before what is a command's own."""
+    """The meaning of an option in every command: the first clause of its help, before command-specific details."""
     return re.split(r"[:;.](?=\s|$)", " ".join((help_ or "").split()), maxsplit=1)[0].replace("|", "\\|")
 
 
 def options_text() -> str:
-    """The page of the words of options: what each means, where it is, and what it was called before."""
+    """The Markdown of the options page: what each means, which commands take it, and its earlier names."""
     from saeflow.cli.app import app
     from saeflow.cli.vocabulary import NUMBER_OF_TEXTS, OLD, TURNED
 
@@ -383,25 +383,25 @@ def declared_by(app: Any, words: tuple[str, ...]) -> Any:
 
 
 def paragraphs(command: Any) -> list[str]:
-    """What a command does, from its docstring; the options that follow there are left out."""
+    """The paragraphs of a command's docstring, without its `Args:` section."""
     said = inspect.cleandoc(command.default_command.__doc__).split("\n\nArgs:")[0]
     return [said_of(part) for part in said.split("\n\n")]
 
 
 def said_of(help_: str | None) -> str:
-    """Help as Markdown on one line: options in the face of code, bars that end no cell."""
+    """Help text as Markdown on one line, with options formatted as code and bars escaped for tables."""
     line = " ".join((help_ or "").split()).replace("|", "\\|")
     return re.sub(r"(?<![\w`-])(--[a-z][a-z0-9-]*)", r"`\1`", line)
 
 
 def _argument(argument: Any) -> str:
-    """An argument as usage shows it."""
+    """An argument as it appears in the usage line."""
     name = argument.name.upper()
     return name if argument.required else f"[{name}]"
 
 
 def index_text(found: dict[str, str]) -> str:
-    """The first page of the reference."""
+    """The Markdown of the reference's index page."""
     lines = ["# Reference", "", "| | |", "|---|---|", "| [Command line](cli.md) | every command with its options |"]
     lines += ["| [Words of options](options.md) | what each option means, in every command |"]
     lines += [f"| [{page.title}]({page.name}.md) | {page.about} |" for page in PAGES if page.name in found]
@@ -410,7 +410,7 @@ def index_text(found: dict[str, str]) -> str:
 
 
 def written() -> dict[str, str]:
-    """All pages by file name."""
+    """The text of every page, by file name."""
     seen: set[str] = set()
     pages = {page.name: page_text(page, seen) for page in PAGES if all(map(source_of, page.packages))}
     texts = {f"{name}.md": text for name, text in pages.items()}

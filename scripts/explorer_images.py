@@ -1,12 +1,12 @@
-"""The pictures of docs/explorer.md and docs/publish.md: what a browser sees of a running explorer, as PNG.
+"""Take the screenshots of docs/explorer.md and docs/publish.md from a running explorer, as PNG.
 
     saeflow serve demo --no-browser --port 8765          (prints an address with a token)
     python scripts/explorer_images.py 'http://127.0.0.1:8765/?token=…'
     python scripts/explorer_images.py http://localhost:8000/ --only site          (a published site: docs/publish.md)
     python scripts/explorer_images.py ADDRESS --only long --hash '#flow?feature=25/res/100&t_res=0'
 
-Needs playwright, pillow (comes with matplotlib) and a Chromium or Chrome on the PATH. A palette of 256 colours,
-rare ones among them, keeps each picture small.
+Needs playwright, pillow (comes with matplotlib) and a Chromium or Chrome on the PATH. A palette of 256 colours that
+covers rare ones too keeps each picture small.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at, and what is done there first."""
+    """A page to photograph, and what to do on it first."""
 
     where: str
     act: Callable[[Page], Any]
@@ -40,32 +40,32 @@ class View:
 
 
 def seen(page: Page) -> None:
-    """The panel has its feature."""
+    """Wait until the panel shows its feature."""
     page.locator("#panel h2").wait_for()
 
 
 def hovered(page: Page) -> None:
-    """A path lights up under the pointer."""
+    """Hover over a node so that its path lights up."""
     seen(page)
     page.locator('.node[data-id="4/res/285"]').hover()
 
 
 def steered(page: Page) -> None:
-    """Two samples were written and scored."""
+    """Run the plan and wait until its samples are written and scored."""
     page.locator("table.plan").wait_for(timeout=60_000)
     page.locator("#run").click()
     page.locator("#run-status", has_text="Done in").wait_for(timeout=120_000)
 
 
 def read(page: Page) -> None:
-    """A text was read, and a cell chosen."""
+    """Read the text and select a cell."""
     page.get_by_role("button", name="Read").click()
     page.locator("table.cells").wait_for(timeout=60_000)
     page.locator('button.cell[data-row="2"][data-column="3"]').click()
 
 
 def fitted(page: Page) -> None:
-    """The whole graph is in sight."""
+    """Zoom out to fit the whole graph."""
     seen(page)
     page.locator("#figure").get_by_label("Fit the whole graph").click()
 
@@ -85,7 +85,7 @@ VIEWS = {
 
 
 def main() -> None:
-    """Write the pictures that are asked for, all but `long` and `site` by default."""
+    """Write the requested pictures; by default all except `long` and `site`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="what `saeflow serve` printed")
     parser.add_argument(

@@ -1,11 +1,11 @@
-"""Write dictionaries that `saeflow train` made of a Gemma 3 in the layout of Gemma Scope 2, as its repositories are.
+"""Write dictionaries that `saeflow train` made for a Gemma 3 model in the repository layout of Gemma Scope 2.
 
     saeflow models get gemma-3-270m
     saeflow train gemma-3-270m --sites res,mlp,z --layers 4-9 --width 2560 --out saes --texts ...
     python scripts/gemma_scope_2_layout.py saes gemma-scope-2-ours
     saeflow reproduce gemma-3-270m --release gemma-scope-2-ours --model gemma-3-270m
 
-Gemma Scope 2 itself is on a hub; with folders of its exact layout the code that reads it runs on real activations.
+Gemma Scope 2 itself is on a hub; folders in its exact layout let the code that reads it run on real activations.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ KINDS = {
     Tap.MLP: ("mlp_out_all", "model.layers.{}.post_feedforward_layernorm.output"),
     Tap.Z: ("attn_out_all", "model.layers.{}.self_attn.o_proj.input"),
 }
-"""By what a dictionary reads: its folder, and what config.json calls that tensor."""
+"""For each tap, the folder of its dictionaries and the name of the tensor in config.json."""
 
 
 def main() -> None:
-    """Write each dictionary of the first folder into the second."""
+    """Write each dictionary of the first folder to the second."""
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
     for site, dictionary in load_dictionaries(sys.argv[1]).items():
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def write(dictionary: sf.Dictionary, out: Path) -> None:
-    """One folder: config.json and params.safetensors, names in lower case, the encoder [d_in n_features]."""
+    """Write one folder: config.json, and params.safetensors with lower-case names and the encoder [d_in n_features]."""
     activation = dictionary.activation
     if not isinstance(activation, JumpReLU) or dictionary.preprocessing != PLAIN:
         raise SystemExit(f"{dictionary.site} is no plain JumpReLU dictionary: Gemma Scope 2 has no others.")

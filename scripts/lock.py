@@ -1,18 +1,18 @@
 """Renew the lock: the exact versions and hashes that `make demo` and `make test` install (`make lock`).
 
-    python scripts/lock.py            all to the newest that pyproject.toml allows
+    python scripts/lock.py            update all packages to the newest versions that pyproject.toml allows
     python scripts/lock.py --check    only say whether the lock meets pyproject.toml
 
-uv resolves for every Python and platform at once. Four files come of it, in `requirements/`:
+uv resolves for every Python version and platform at once. The result is four files in `requirements/`:
 
-    demo.txt    what `make demo` needs: the library and what builds it
-    test.txt    the same with what the tests, the checks and the site need
-    torch.txt   torch, with the hashes of its builds with CUDA and of one without
-    cuda.txt    what the Linux build with CUDA needs besides, installed only where the installed torch asks for it
+    demo.txt    what `make demo` needs: the library and its build dependencies
+    test.txt    the same, plus what the tests, the checks and the site need
+    torch.txt   torch, with the hashes of its CUDA builds and of one CPU build
+    cuda.txt    what the Linux CUDA build additionally needs, installed only if the installed torch requires it
 
-pip installs them with --no-deps and --require-hashes: nothing is resolved again, nothing else is fetched. Among
-several builds of one version pip prefers one whose hash the index states, which a folder of wheels does not: so
-torch is downloaded first, from wherever pip looks, and its hash is checked when it is installed.
+pip installs them with --no-deps and --require-hashes, so nothing is resolved again and nothing else is fetched. Among
+several builds of one version, pip prefers a build whose hash the index states, which a folder of wheels does not. So
+torch is downloaded first, from wherever pip looks, and its hash is checked on installation.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ FOLDER: Final = ROOT / "requirements"
 EXTRAS: Final = {"demo": (), "test": ("test", "check", "docs")}
 HEAD: Final = "# Written by `make lock`; not to be edited.\n"
 TORCH: Final = "torch==2.13.0"
-"""Held at the release whose CPU build stands below; `make test-newest` tries the newest."""
+"""Pinned to the release of the CPU build below; `make test-newest` tries the newest."""
 CPU_BUILD: Final = "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
-"""torch-2.13.0+cpu for Linux on x86-64 with Python 3.11: accepted where an index offers it."""
+"""Hash of torch-2.13.0+cpu for Linux on x86-64 with Python 3.11, accepted where an index offers it."""
 ONLY_CUDA: Final = "sys_platform == 'linux'"
-"""The marker of what torch needs on Linux alone, CUDA's libraries and Triton."""
+"""Environment marker of what torch needs on Linux only: the CUDA libraries and Triton."""
 
 
 def resolved(extras: tuple[str, ...]) -> list[str]:
-    """One entry per package, with its hashes, as uv writes them."""
+    """One entry per package, with its hashes, as written by uv."""
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder, "held.txt")
         held.write_text(TORCH + "\n", encoding="utf-8")
@@ -55,7 +55,7 @@ def resolved(extras: tuple[str, ...]) -> list[str]:
 
 
 def with_cpu_build(entry: str) -> str:
-    """The entry of torch with one more hash; any other as it is."""
+    """Add the hash of the CPU build to the entry of torch; other entries are unchanged."""
     return f"{entry} \\\n    --hash={CPU_BUILD}" if entry.startswith(f"{TORCH} ") else entry
 
 
@@ -72,7 +72,7 @@ def renew() -> None:
 
 
 def pins(name: str) -> dict[str, list[Requirement]]:
-    """What a file of the lock pins: a package may have one version per range of Pythons."""
+    """The requirements pinned in a lock file, by package; a package may have one version per range of Pythons."""
     found: dict[str, list[Requirement]] = {}
     text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
     for line in re.findall(r"^[^#\s].*?(?= \\$)", text, re.MULTILINE):
@@ -82,7 +82,7 @@ def pins(name: str) -> dict[str, list[Requirement]]:
 
 
 def needed(extras: tuple[str, ...]) -> list[Requirement]:
-    """What pyproject.toml asks for, the extras that name other extras followed."""
+    """The requirements in pyproject.toml, with extras that refer to other extras resolved."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     texts = [*project["project"]["dependencies"], *project["dependency-groups"]["build"]]
     waiting = list(extras)
@@ -97,7 +97,7 @@ def needed(extras: tuple[str, ...]) -> list[Requirement]:
 
 
 def problems() -> list[str]:
-    """Requirements of pyproject.toml that the lock does not pin, or pins outside their range."""
+    """The requirements in pyproject.toml that the lock does not pin, or pins outside their range."""
     wrong = []
     for name, extras in EXTRAS.items():
         pinned = pins(name) | pins("torch")

@@ -1,12 +1,12 @@
-"""What a budget costs in models of different make: shares of |h| against shares of |h - mean|.
+"""Compare the cost of steering budgets across models: a share of |h| against a share of |h - mean|.
 
     saeflow models get smollm2-135m
     saeflow models get gemma-3-270m
     python scripts/norm_budget.py
 
-A random unit direction is added at every token of the residual stream of the middle layer, as long as a share of the
-mean norm |h| there, and as long as a share of the centred norm; what that adds to the loss of texts is printed as a
-table. Norms are those of `saeflow.steering.centred_norms`, on the same texts; massive positions count in neither.
+Random directions are added at every token of the residual stream of the middle layer. Their length is a share of the
+mean norm |h| there, or a share of the centred norm; the script prints the loss that each adds, as a table. The centred
+norm is that of `saeflow.steering.centred_norms`, on the same texts; both norms leave out massive positions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from saeflow.sources.model import LanguageModel
 from saeflow.steering import centred_norms
 
 MODELS = {"demo": "demo", "smollm2-135m": "smollm2-135m", "gemma-3-270m": "smollm2-135m"}
-"""Each with the release whose texts it reads."""
+"""Each model with the release whose texts it reads."""
 
 SHARES = {"|h|": 0.4, "|h - mean|": 0.5}
-"""Budgets that are compared."""
+"""The budgets compared: a share of each norm."""
 
 TEXTS, TOKENS, DIRECTIONS = 8, 96, 2
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def norms(model: LanguageModel, site: Site, texts: Sequence[str]) -> tuple[float, float]:
-    """The mean of |h|, and the length of the mean of h."""
+    """The mean of |h|, and the norm of the mean of h."""
     states = []
     for batch in text_batches(model, texts, max_length=TOKENS):
         h = model.capture(batch.tokens, [site])[site]
@@ -60,7 +60,7 @@ def norms(model: LanguageModel, site: Site, texts: Sequence[str]) -> tuple[float
 
 
 def losses_added(model: LanguageModel, site: Site, texts: Sequence[str], lengths: Sequence[float]) -> list[float]:
-    """What random directions of each length add to the loss of a token, in nats; the same directions for all."""
+    """Mean loss, in nats per token, added by random directions of each length; all lengths use the same directions."""
     drawn = torch.randn(DIRECTIONS, model.d_model, generator=torch.Generator().manual_seed(0))
     directions = drawn / drawn.norm(dim=-1, keepdim=True)
     total, n = [0.0] * len(lengths), 0

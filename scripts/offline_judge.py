@@ -1,10 +1,10 @@
-"""How well does the offline judge of steered text do? On the demo pack, as one page.
+"""Measure how well the offline judge of steered text works on the demo pack.
 
     python scripts/offline_judge.py          writes docs/offline-judge.md and prints it
 
-For each theme of the pack: its classifier on example texts that were held out, against the background and against the
-examples of other themes. For each prompt: the coherence mark of unsteered samples and of the same samples made worse
-in known ways. Seeds are fixed.
+For each theme of the pack, its classifier is tested on held-out example texts, against the background and against the
+examples of other themes. For each prompt, the coherence mark of unsteered samples is compared with that of the same
+samples damaged in known ways. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ PLAIN = "I think"
 
 @dataclass(frozen=True)
 class Sample:
-    """A text of the unsteered model, or one made of it."""
+    """A text of the unsteered model, or a damaged version of one."""
 
     ids: tuple[int, ...]
     judged: Judged
@@ -112,7 +112,7 @@ def judged_of(model: LanguageModel, prompt: str, texts: Sequence[Sequence[int]])
 
 
 def worse(model: LanguageModel) -> dict[str, Callable[[Sequence[int], np.random.Generator], list[int]]]:
-    """Ways to spoil a text, by name."""
+    """Functions that damage a text, by name."""
     special = set(model.tokenizer.all_special_ids)
     known = [token for token in range(len(model.tokenizer)) if token not in special]
 
@@ -142,7 +142,7 @@ def auc(better: Sequence[float], poorer: Sequence[float]) -> float:
 
 
 def coherence_of(model: LanguageModel, prompt: str, samples: Sequence[Sample]) -> dict[str, tuple[float, ...]]:
-    """By what was done to the samples: mean loss, mean mark, AUC."""
+    """(Mean loss, mean mark, AUC) for each kind of damage to the samples."""
     usual = Usual.of([sample.judged for sample in samples[::2]])
     fresh = [sample for sample in samples[1::2] if len(sample.ids) > 1]
     untouched = [usual.coherence(sample.judged) for sample in fresh]
@@ -200,7 +200,7 @@ def behavior(judge: OfflineJudge, known: Sequence[Theme], fresh: dict[str, list[
 
 
 def calibration(reports: Sequence[TopicReport]) -> str:
-    """Fifths of the predicted probability over all themes, each weighed by what its bin weighs."""
+    """A table by fifths of the predicted probability over all themes, weighted by the weights of the bins."""
     rows = [["predicted", "mean predicted", "observed share", "windows"]]
     for fifth in range(5):
         bins = [b for report in reports for b in report.bins if min(int(b.predicted * 5), 4) == fifth]

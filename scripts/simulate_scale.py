@@ -1,18 +1,18 @@
-"""docs/scale.md: how atlas builds would scale, simulated from unit costs that were measured on one machine.
+"""Simulate how atlas builds would scale, from unit costs measured on one machine (docs/scale.md).
 
     python scripts/simulate_scale.py --measure     # unit costs of this machine into benchmarks/results/scale.json
     python scripts/simulate_scale.py               # simulate, and write the tables and the figure of docs/scale.md
 
-A discrete-event simulation, and no measurement of any cluster. It has four resources:
+This is a discrete-event simulation, not a measurement of a cluster. It has four resources:
 
-    driver     one process: sends a unit, takes its result and writes it, one after the other (costs: measured)
-    slots      16 to a node, one thread each; a unit takes what its matrix product, the rows of its two sides where the
-               worker does not hold them, and nothing else take (costs: measured)
-    storage    shared, of so many GB/s for all nodes together, and a link of so many to each node (assumed)
-    memory     of each node: what was read stays in the page cache, the least used goes first (assumed)
+    driver     one process that sends units and receives and writes results, one at a time (measured costs)
+    slots      16 per node, one thread each; a unit costs its matrix product, plus preparing the rows of each side that
+               the worker does not hold yet (measured costs)
+    storage    a shared bandwidth in GB/s for all nodes, and a link in GB/s to each node (assumed)
+    memory     of each node: files that were read stay in the page cache, least recently used evicted first (assumed)
 
-Units are sent in order, two for each slot in flight, and begin at the first slot that is free, wherever their weights
-are: as `saeflow.engines` has it on Ray.
+Units are sent in order, with two in flight per slot, and start on the first free slot regardless of where their
+weights are, as `saeflow.engines` does on Ray.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ SHARD = 16_384
 K = 5
 STYLES = (("#0072b2", "--"), ("#0072b2", "-"), ("#d55e00", "--"), ("#d55e00", "-"), ("#d55e00", ":"))
 OWN_DISK = 3.0
-"""GB/s of a node's own disk, where the weights lie there."""
+"""GB/s of a node's own disk, for the case where it holds the weights."""
 
 
 Sides = dict[Any, tuple[int, int, float]]
-"""Site -> features, width of the file, bytes of a value in it."""
+"""Site -> (features, width, bytes per value) of its file."""
 
 
 def sides_of(releases: list[str]) -> dict[str, tuple[Sides, int]]:
-    """What each release holds, from the recipes that come with saeflow."""
+    """The sides of each release and its residual width, from the recipes that come with saeflow."""
     from saeflow.sources.releases import read_release
 
     found: dict[str, tuple[Sides, int]] = {}
@@ -69,7 +69,7 @@ def pieces_of(name: str, site: Any, side: tuple[int, int, float], width: int, sh
 
 
 def phases(releases: list[str], costs: Costs, shard: int | None) -> list[list[Unit]]:
-    """The units of an atlas of each release, in the order in which they are sent."""
+    """The units of building an atlas of each release, by phase, in the order they are sent."""
     from saeflow.matching.atlas import flow_pairs
 
     prints: list[Unit] = []
@@ -98,7 +98,7 @@ def _grid(one: list[Piece], other: list[Piece], width: int, costs: Costs, *, has
 
 
 def measured() -> dict[str, float]:
-    """Unit costs of this machine, one thread; medians of five."""
+    """Unit costs of this machine with one thread, as medians of five."""
     import torch
 
     from saeflow.files import write_atomic
@@ -142,7 +142,7 @@ def _median(act: Callable[[], object], repeats: int = 5) -> float:
 
 
 def jobs(shared: Machine) -> dict[str, tuple[list[str], int | None, Machine]]:
-    """What is simulated: name -> (releases, rows of a shard, the cluster)."""
+    """The simulated jobs: name -> (releases, rows per shard or None, cluster)."""
     from saeflow.errors import InvalidArgument
     from saeflow.sources.releases import read_release
 
@@ -154,7 +154,7 @@ def jobs(shared: Machine) -> dict[str, tuple[list[str], int | None, Machine]]:
             continue
         widths.append(f"gemma-scope-2b@width={width}")
     large = ["gemma-scope-2-27b-it@width=262k"]
-    # a copy of the weights on every node's own disk: no storage is shared, and the link is the disk
+    # a copy of the weights on every node's own disk: shared storage is no limit, and the link is the disk
     own = Machine(1e6 * GB, OWN_DISK * GB, shared.memory)
     return {
         "Gemma Scope 2B, all widths, whole pairs": (widths, None, shared),
@@ -204,7 +204,7 @@ def draw(found: dict[str, list[Outcome]], ones: dict[str, float]) -> None:
 
 
 def write_page(found: dict[str, list[Outcome]], ones: dict[str, float], units: dict[str, list[int]]) -> None:
-    """Replace what stands between the marks of docs/scale.md."""
+    """Replace the text between the markers in docs/scale.md."""
     parts: list[str] = []
     for name, outcomes in found.items():
         sent = " and ".join(f"{n:,}" for n in units[name])
@@ -228,7 +228,7 @@ def _between(text: str, mark: str, lines: list[str]) -> str:
 
 
 def unit_costs() -> list[str]:
-    """The measured costs as tables, with the machine."""
+    """The measured costs and the machine, as tables."""
     told, kept = json.loads(ENGINES.read_text()), json.loads(COSTS.read_text())
     costs = kept["costs"]
     lines = [

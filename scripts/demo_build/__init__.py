@@ -1,1 +1,1 @@
-"""The stages that make the demo pack, in order: corpus, model, saes, words, texts, quality."""
+"""The stages that build the demo pack: corpus, model, saes, texts, pack, words, quality, card."""

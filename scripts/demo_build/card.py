@@ -1,4 +1,4 @@
-"""CARD.md of the pack: what it is, what it was made from, every number, what it is not good for."""
+"""CARD.md of the pack: what it is, what it was made from, all measurements, and its limitations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ The weights are float16; everything was measured on what is shipped.
 
 
 def section(title: str, name: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Rows under a title, columns taken from the first."""
+    """A titled table; the columns are taken from the first row."""
     columns = list(next(iter(rows.values())))
     cells = [
         [key, *(f"{row[c]:.3f}" if isinstance(row[c], float) else f"{row[c]:,}" for c in columns)]

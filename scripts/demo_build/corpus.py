@@ -1,8 +1,8 @@
-"""Texts -> documents -> tokens: the five domains the demo model learns.
+"""Texts -> documents -> tokens, for the five domains that the demo model is trained on.
 
 `stories`, `novels`, `textbooks` and `maths` come from a folder of corpora given on the command line
 (docs/reproduce.md lists its files and licences); `python` is the standard library of the interpreter
-that runs the build. Every fiftieth document of a domain is held out and never trained on.
+that runs the build. Every fiftieth document of a domain is held out from training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VOCAB_SIZE = 4096
 DOCUMENT_CHARACTERS = 4000
 HELD_OUT_EVERY = 50
 
-# Tables and test data that are Python only by their suffix.
+# Tests, and tables and data that are Python only by suffix.
 SKIPPED_STDLIB = re.compile(
     r"(^|/)(test|tests|idle_test|site-packages|lib2to3|encodings|pydoc_data|turtledemo)/|__phello__"
 )
@@ -44,14 +44,14 @@ def grouped(paragraphs: list[str], glue: str) -> Iterator[str]:
 
 
 def _gutenberg(text: str) -> list[str]:
-    """Paragraphs of a Project Gutenberg plain text, hard line breaks undone."""
+    """Paragraphs of a Project Gutenberg plain text, with hard line breaks removed."""
     text = text.replace("\r\n", "\n").replace("_", "")
     paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text)]
     return [p for p in paragraphs if len(p) > 40 and "Gutenberg" not in p]
 
 
 def _textbook(text: str, seen: set[str]) -> list[str]:
-    """Lines of a textbook without the boilerplate that repeats."""
+    """Lines of a textbook, without short lines and repeated boilerplate."""
     kept = []
     for line in map(str.strip, text.splitlines()):
         if len(line) < 30 or line in seen:
@@ -107,7 +107,7 @@ def split(found: list[str]) -> tuple[list[str], list[str]]:
 
 
 def train_tokenizer(corpora: Path, out: Path) -> Tokenizer:
-    """A byte-level BPE of VOCAB_SIZE pieces on the training documents."""
+    """Train a byte-level BPE of VOCAB_SIZE pieces on the training documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -123,7 +123,7 @@ def train_tokenizer(corpora: Path, out: Path) -> Tokenizer:
 
 
 def tokenize(corpora: Path, tokenizer: Tokenizer, out: Path) -> None:
-    """Write {domain}.{train,held_out}.npy (uint16; documents joined by BOS) and sizes.json."""
+    """Write {domain}.{train,held_out}.npy (uint16, each document preceded by BOS) and sizes.json."""
     sizes: dict[str, dict[str, int]] = {}
     bos = tokenizer.token_to_id(BOS)
     for domain in DOMAINS:
@@ -143,6 +143,6 @@ def load_windows(data: Path, domain: str, part: str, length: int) -> np.ndarray:
 
 
 def windows(tokens: np.ndarray, length: int, bos: int) -> np.ndarray:
-    """Consecutive windows of `length`, each opened by BOS: [n_windows, length]."""
+    """Consecutive windows of `length` tokens, each starting with BOS: [n_windows, length]."""
     body = tokens[: len(tokens) // (length - 1) * (length - 1)].reshape(-1, length - 1)
     return np.concatenate([np.full((len(body), 1), bos, dtype=tokens.dtype), body], axis=1)

@@ -1,7 +1,7 @@
 """Train the demo model: a Llama of six layers on the five domains.
 
-Pre-norm blocks, rotary positions, tied embeddings. AdamW with a cosine schedule; a checkpoint every
-200 steps lets a killed build go on from the last one with the same batches.
+Pre-norm blocks, rotary positions, tied embeddings. AdamW with a cosine schedule. A checkpoint is saved
+every 200 steps; a killed build resumes from it with the same batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ D_MODEL = 192
 BATCH = 32
 PEAK_LR = 3e-3
 WARM_UP = 60
-# Share of the training windows each domain gets: about its size, maths and stories a little more.
+# Share of the training windows per domain: roughly its size, with maths and stories slightly increased.
 MIXTURE = {"stories": 0.25, "novels": 0.18, "textbooks": 0.22, "maths": 0.13, "python": 0.22}
 
 
@@ -45,7 +45,7 @@ def config() -> LlamaConfig:
 
 
 def batches(data: Path, steps: int, seed: int) -> np.ndarray:
-    """All training windows in the order they are seen: [steps * BATCH, CONTEXT]."""
+    """All training windows in training order: [about steps * BATCH, CONTEXT], a multiple of BATCH."""
     rng = np.random.default_rng(seed)
     total = steps * BATCH
     chosen = []
@@ -66,7 +66,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(data: Path, out: Path, *, steps: int, seed: int = 0) -> LlamaForCausalLM:
-    """Train for `steps` batches of BATCH x CONTEXT tokens, resuming from out/checkpoint.pt if there."""
+    """Train for `steps` batches of BATCH x CONTEXT tokens, resuming from out/checkpoint.pt if it exists."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config())
     decayed = [p for p in model.parameters() if p.dim() > 1]

@@ -1,4 +1,4 @@
-"""Put the pack together: half-precision model, dictionaries, atlas."""
+"""Assemble the pack: half-precision model, dictionaries, atlas."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ NAME = "demo"
 
 
 def write_model(final: Path, tokenizer: Path, out: Path) -> None:
-    """The trained model and its tokenizer as a Hugging Face folder in float16."""
+    """Write the trained model and its tokenizer as a Hugging Face folder in float16."""
     out.mkdir(parents=True, exist_ok=True)
     LlamaForCausalLM.from_pretrained(final).to(torch.float16).save_pretrained(out)
     backend = Tokenizer.from_file(str(tokenizer))
-    # every window that model and SAEs were trained on is opened by it
+    # every window that the model and the SAEs were trained on starts with BOS
     backend.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=BOS, eos_token=BOS, pad_token=BOS, clean_up_tokenization_spaces=False
     )
     fast.save_pretrained(out)
-    # transformers 5 names the class as version 4 does not know it, and knows it by both names itself
+    # transformers 5 writes a class name that version 4 does not know, but reads both names
     told = out / "tokenizer_config.json"
     settings = json.loads(told.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings.pop("backend", None)
@@ -51,7 +51,7 @@ def open_model(folder: Path) -> LanguageModel:
 
 
 def write_dictionaries(found: Mapping[Site, Dictionary], out: Path) -> tuple[DictionarySet, Atlas]:
-    """The SAEs as a saeflow folder in float16, and their atlas, from what was written."""
+    """Write the SAEs as a saeflow folder in float16, and build the atlas from the written files."""
     told = TrainingInfo(prepend_bos=True, context_size=CONTEXT)
     made = {site: dictionary.with_training(told) for site, dictionary in found.items()}
     save_release(out / "saes", made, name="demo", model=NAME)

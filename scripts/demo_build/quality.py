@@ -42,7 +42,7 @@ def _loss(model: LanguageModel, batches: list[Tokens]) -> float:
 
 
 def _loss_with(model: LanguageModel, batches: list[Tokens], site: Site, put: Callable[[Tensor], Tensor]) -> float:
-    """Mean loss with `put` in place of a site's activations, on all tokens but BOS, which no SAE was trained on."""
+    """Mean loss with `put` applied to a site's activations, except at BOS, which no SAE was trained on."""
     losses: list[Tensor] = []
     for tokens in batches:
         keep = (tokens.input_ids != 0)[..., None]
@@ -65,7 +65,7 @@ def model_quality(model: LanguageModel, data: Path) -> dict[str, Any]:
 
 
 def _fired(model: LanguageModel, dictionaries: DictionarySet, data: Path) -> dict[Site, Tensor]:
-    """Which features fire at all on the whole held-out text (about 200,000 tokens)."""
+    """For every site, which features fire at all on the entire held-out text (about 200,000 tokens)."""
     ids = np.concatenate([load_windows(data, d, "held_out", CONTEXT) for d in DOMAINS])
     sites = sorted(dictionaries)
     fired = {site: torch.zeros(dictionaries[site].n_features, dtype=torch.bool) for site in sites}
@@ -79,7 +79,7 @@ def _fired(model: LanguageModel, dictionaries: DictionarySet, data: Path) -> dic
 
 
 def sae_quality(model: LanguageModel, dictionaries: DictionarySet, data: Path) -> dict[str, Any]:
-    """FVE, L0, dead features and loss recovered of every SAE."""
+    """FVE, L0, dead features, loss recovered and loss added for every SAE."""
     batches = [_tokens(ids) for ids in _held_out(data).values()]
     clean = _loss(model, batches)
     fired = _fired(model, dictionaries, data)
@@ -105,7 +105,7 @@ def sae_quality(model: LanguageModel, dictionaries: DictionarySet, data: Path) -
 
 
 def _best(dictionaries: DictionarySet, source: Site, target: Site, rotate: int | None = None) -> dict[str, float]:
-    """Mean best cosine and shares, optionally after a random rotation of the source."""
+    """Summary of the best cosines, optionally after a random rotation of the source."""
     a, b = dictionaries[source].directions(), dictionaries[target].directions()
     if rotate is not None:
         noise = torch.randn(a.shape[1], a.shape[1], generator=torch.Generator().manual_seed(rotate))
@@ -115,7 +115,7 @@ def _best(dictionaries: DictionarySet, source: Site, target: Site, rotate: int |
 
 
 def flow_quality(dictionaries: DictionarySet, atlas: Atlas) -> dict[str, Any]:
-    """Best cosine by pair of sites; for layers further and further apart; for a random rotation."""
+    """Best cosines for each pair of sites, for increasing distances between layers, and for a random rotation."""
     layers = sorted({site.layer for site in dictionaries})
     rows: dict[str, Any] = {}
     for part in (Part.RES, Part.MLP, Part.ATT):
@@ -138,7 +138,7 @@ def flow_quality(dictionaries: DictionarySet, atlas: Atlas) -> dict[str, Any]:
 
 
 def _either(atlas: Atlas, layers: list[int]) -> dict[str, float]:
-    """The better of s(M) and s(A), over the residual features of all layers."""
+    """The larger of s(M) and s(A), over the residual features of all layers."""
     best = np.concatenate(
         [
             np.maximum(*(atlas[Site(n, Part.RES), Site(n, part)].score[:, 0] for part in (Part.MLP, Part.ATT)))

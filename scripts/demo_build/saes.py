@@ -1,16 +1,16 @@
 """Train one JumpReLU SAE at every layer x {res, mlp, att} of the demo model, with `saeflow.training`.
 
-One run for each part: activations of its six sites are streamed from the training windows through one buffer, so that
-all of them see the same tokens in the same order; each starts from its own seed. Parts whose recipe says so are then
-refined: trained on from their weights with a lower target L0. A killed build goes on from the last checkpoint of the
-run it was in, to the same weights. The losses are sae-lens's: JumpReLU with a quadratic penalty around a target L0
-(Gemma Scope 2).
+There is one run per part. The activations of its six sites are streamed from the training windows through one buffer,
+so all sites see the same tokens in the same order; each SAE has its own seed. Parts whose recipe says so are then
+refined: training continues from their weights with a lower target L0. A killed build resumes from the last checkpoint
+of its current run and reaches the same weights. The loss is that of sae-lens: JumpReLU with a quadratic penalty around
+a target L0 (Gemma Scope 2).
 
-The target L0 is 3-4 % of d_model. At 12 % nearly any dictionary reconstructs, its rows stay near their random start,
-and there is no flow to trace.
+The target L0 is about 3 % of d_model. At 12 % nearly any dictionary reconstructs well, so its rows stay near their
+random initialisation and there is no flow to trace.
 
-The pack that is shipped was trained before this stage was written, by sae-lens's trainer on 1.5 million cached tokens,
-each site in an order of its own (decision 0005).
+The shipped pack was trained before this stage was written, by sae-lens's trainer on 1.5 million cached tokens, with a
+different order of tokens for each site (decision 0005).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COUNTED = 6000
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between the parts of a layer."""
+    """The settings that differ between the parts of a layer."""
 
     width: int
     target_l0: float
@@ -74,7 +74,7 @@ RECIPES = {
 
 
 def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> TrainingSettings:
-    """The settings of one run: the pack's penalty and schedule."""
+    """The settings of one run, with the penalty and schedule of the pack."""
     tokens = recipe.refine_tokens if refine else recipe.tokens
     steps = max(1, tokens // BATCH)
     loss = sparsity(
@@ -97,7 +97,7 @@ def settings_of(recipe: Recipe, seed: int, *, refine: bool) -> TrainingSettings:
 
 
 def training_windows(data: Path, seed: int) -> np.ndarray:
-    """Training windows, each domain in its share of what the model was trained on: [n, CONTEXT]."""
+    """Training windows, with domains in the proportions of the model's training mixture: [n, CONTEXT]."""
     rng = np.random.default_rng(seed)
     found = {domain: load_windows(data, domain, "train", CONTEXT) for domain in DOMAINS}
     whole = min(len(rows) / MIXTURE[domain] for domain, rows in found.items())
@@ -105,7 +105,7 @@ def training_windows(data: Path, seed: int) -> np.ndarray:
 
 
 def measured_windows(data: Path) -> list[Tokens]:
-    """Held-out windows of every domain, a batch each."""
+    """Held-out windows, one batch per domain."""
     found = [torch.from_numpy(load_windows(data, d, "held_out", CONTEXT)[:MEASURED_WINDOWS]) for d in DOMAINS]
     return [Tokens(ids, torch.ones_like(ids)) for ids in found if len(ids)]
 
@@ -113,7 +113,7 @@ def measured_windows(data: Path) -> list[Tokens]:
 def train_part(
     model: LanguageModel, data: Path, first: Path, out: Path, part: str, recipe: Recipe, seed: int
 ) -> Trained:
-    """Train the SAEs of a part at all layers into `first`, then refine them into `out`; or into `out` at once."""
+    """Train the SAEs of a part at all layers into `first` and refine them into `out`; without refining, into `out`."""
     windows, evaluation = training_windows(data, seed), measured_windows(data)
     targets = targets_of([part], range(model.n_layers), [recipe.width])
     shared = {"evaluation": evaluation, "texts": "demo corpora", "model_name": "demo"}
@@ -150,9 +150,9 @@ def train_all(
     recipes: Mapping[str, Recipe] = RECIPES,
     workers: int = 2,
 ) -> None:
-    """Train every part, `workers` at a time, each on one thread; what is finished is left as it is.
+    """Train every part, `workers` at a time and one thread each; finished parts are left as they are.
 
-    `folder` is the model's. `first` keeps the SAEs before refining; `out` gets every part's last ones.
+    `folder` contains the model. `first` keeps the SAEs from before refining; `out` gets the final ones of every part.
     """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [
@@ -164,7 +164,7 @@ def train_all(
 
 
 def fired(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], windows: np.ndarray) -> dict[Site, Tensor]:
-    """The share of tokens of some windows, BOS left out, on which each feature fires, at every site."""
+    """For every site, the share of tokens (BOS excluded) on which each feature fires."""
     sites = sorted(dictionaries)
     counts = {site: torch.zeros(dictionaries[site].n_features) for site in sites}
     for start in range(0, len(windows), AT_ONCE):
@@ -176,9 +176,9 @@ def fired(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], windows
 
 
 def collect(model: LanguageModel, data: Path, trained: Path, *, seed: int) -> dict[Site, Dictionary]:
-    """The SAEs of all parts. Those of modules keep the features that fire: a small model's have few directions.
+    """Load the SAEs of all parts, without the silent features of modules: a small model's modules have few directions.
 
-    Residual ones keep their full width. Firing is counted on COUNTED of the training windows.
+    Residual SAEs keep their full width. Firing is counted on COUNTED training windows.
     """
     found: dict[Site, Dictionary] = {}
     windows = np.random.default_rng(seed).permutation(training_windows(data, seed))[:COUNTED]
@@ -191,9 +191,10 @@ def collect(model: LanguageModel, data: Path, trained: Path, *, seed: int) -> di
 
 
 def without_silent(dictionary: Dictionary, share: Tensor) -> Dictionary:
-    """The features that fire on at least RAREST of the tokens: a silent row is no feature to trace.
+    """The dictionary with only the features that fire on at least a share RAREST of the tokens.
 
-    Nothing else changes: features left out contribute to no reconstruction on those tokens, or to next to none.
+    Silent rows are not features worth tracing. Reconstructions of these tokens hardly change, since the dropped
+    features contribute to few or none of them.
     """
     keep = torch.nonzero(share >= RAREST).flatten()
     return Dictionary(

@@ -1,10 +1,10 @@
-"""Passages the demo model writes itself, from prompts of each domain: the text the pack may ship.
+"""Passages that the demo model writes from prompts of each domain: text that the pack may ship.
 
-The standard library gives the fifth domain at run time. A passage that repeats a run of COPY_RUN + 1
-characters of the training texts is thrown away, so no sentence of the corpora enters the pack.
+The fifth domain, python, comes from the standard library at run time. A passage that repeats a run of COPY_RUN + 1
+characters of the training texts is discarded, so no sentence of the corpora enters the pack.
 
-The passages of a domain come from one random sequence, so the first FIRST are those of a build that made only
-them. Sampling differs between processors: this holds on one processor.
+The passages of a domain come from one random sequence, so the first FIRST passages equal those of a build that made
+only these. This holds on one processor only, because sampling differs between processors.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from saeflow.files import write_atomic
 from .corpus import documents, split
 
 PASSAGES = 400
-# The pack was first shipped with so many, and contexts of its words quote them. They stay, in their order, and are
-# compared with the training text of their own domain; the others are compared with that of all domains.
+# The pack was first shipped with this many, and the contexts of its words quote them. They are kept in order and were
+# compared only with the training text of their own domain; later passages are compared with that of all domains.
 FIRST = 160
 BATCH = 20
 TOKENS = 200
@@ -77,12 +77,12 @@ PROMPTS = {
 
 
 def copied(text: str, runs: set[int]) -> bool:
-    """Whether a text repeats COPY_RUN + 1 characters of the texts that `runs` are of."""
+    """Whether a text contains one of the `runs`, as any text with COPY_RUN + 1 copied characters does."""
     return any(hash(text[i : i + COPY_RUN]) in runs for i in range(len(text) - COPY_RUN + 1))
 
 
 def runs_of(corpora: Path, domain: str) -> set[int]:
-    """Hashes of the runs that start at even offsets: any copy one character longer than a run holds one."""
+    """Hashes of the runs at even offsets of the training texts; any copy of COPY_RUN + 1 characters contains one."""
     found: set[int] = set()
     for text in split(documents(corpora, domain))[0]:
         found.update(hash(text[i : i + COPY_RUN]) for i in range(0, len(text) - COPY_RUN + 1, 2))
@@ -90,7 +90,7 @@ def runs_of(corpora: Path, domain: str) -> set[int]:
 
 
 def _written(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[str]) -> Iterator[str]:
-    """Passages without end, BATCH from each prompt in turn."""
+    """Yield passages endlessly, BATCH from each prompt in turn."""
     for prompt in itertools.cycle(prompts):
         ids = torch.tensor([[0, *tokenizer.encode(prompt).ids]]).repeat(BATCH, 1)
         made = model.generate(
@@ -109,7 +109,7 @@ def _written(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[str]) 
 
 
 def _chosen(written: Iterator[str], domain: str, runs: Mapping[str, set[int]], seed: int) -> tuple[list[str], int]:
-    """PASSAGES different passages, the first FIRST of them first; and how many were thrown away as copies."""
+    """PASSAGES different passages, shuffled within the first FIRST and the rest; and the number discarded as copies."""
     kept: list[str] = []
     dropped = 0
     while len(kept) < PASSAGES:
@@ -144,7 +144,7 @@ def complete(out: Path) -> bool:
 
 
 def write_texts(model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Path, out: Path, seed: int) -> dict[str, int]:
-    """Write {domain}.json.gz, PASSAGES passages each; returns how many were thrown away as copies."""
+    """Write {domain}.json.gz with PASSAGES passages each; returns how many were discarded as copies."""
     runs = {domain: runs_of(corpora, domain) for domain in DOMAINS}
     dropped: dict[str, int] = {}
     for domain, prompts in PROMPTS.items():

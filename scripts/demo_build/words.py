@@ -1,7 +1,7 @@
-"""Words for every feature of the pack: top tokens, passages, histograms, logit lens, near rows, how often it fires.
+"""Words for every feature of the pack: top tokens, passages, histograms, logit lens, near rows and firing frequency.
 
-Top tokens and frequencies are counted on training text (single tokens, no sentence of it is kept); passages and
-histograms come only from text the pack may ship: passages the model wrote, and the standard library.
+Top tokens and frequencies are counted on training text (only single tokens are kept, no sentences). Passages and
+histograms come only from text that the pack may ship: passages the model wrote, and the standard library.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .model import CONTEXT, MIXTURE
 
 COUNTED_TOKENS = 300_000
 SHOWN_TEXTS = 150
-"""Texts of each domain that passages come from."""
+"""Number of texts per domain that passages are taken from."""
 TOKENS = 10
 
 
 def _counted(data: Path, seed: int) -> torch.Tensor:
-    """Training windows in the mixture of the domains: [n_windows, CONTEXT]."""
+    """Training windows in the mixture of domains: [n_windows, CONTEXT]."""
     rng = np.random.default_rng(seed)
     rows = []
     for domain in DOMAINS:
@@ -42,7 +42,7 @@ def _counted(data: Path, seed: int) -> torch.Tensor:
 
 
 class _Site:
-    """What is counted for the dictionary of one site."""
+    """The counts for the dictionary of one site."""
 
     def __init__(self, n_features: int, vocabulary: int) -> None:
         self.total = torch.zeros(vocabulary, n_features)
@@ -76,7 +76,7 @@ def write_counted(model: LanguageModel, dictionaries: DictionarySet, data: Path,
 
 
 def add_passages(model: LanguageModel, dictionaries: DictionarySet, out: Path) -> None:
-    """Give the words in `out` their passages and histograms, what rows lower in the logit lens, and near rows."""
+    """Add passages, histograms, suppressed tokens (logit lens) and near rows to the words in `out`."""
     shown = [Passage(text, domain) for domain in DOMAINS for text in texts(domain, SHOWN_TEXTS, seed=3)]
     with TemporaryDirectory() as folder:
         print(f"words: reading {len(shown)} texts", flush=True)
@@ -105,7 +105,7 @@ def _lens(model: LanguageModel, directions: torch.Tensor) -> list[tuple[str, ...
 def _rows(model: LanguageModel, dictionary: Dictionary, found: _Site) -> Iterator[FeatureWords]:
     decode = [model.spelling.token(i) for i in range(len(found.total))]
     promotes = _lens(model, dictionary.directions())
-    # Mean activation on a token, drawn towards 0 where the token was seen a few times only.
+    # Mean activation per token, shrunk towards 0 for rarely seen tokens.
     mean = (found.total / (found.occurred + 10)[:, None]).T.contiguous()
     for f in range(dictionary.n_features):
         best = mean[f].topk(TOKENS)

@@ -1,4 +1,4 @@
-"""saeflow: feature flow through a language model, from the weights of sparse autoencoders alone.
+"""saeflow: feature flow through a language model, from the weights of its sparse autoencoders only.
 
     import saeflow as sf
 
@@ -6,9 +6,9 @@
     graph = sf.trace("4/res/123", atlas)
     print(sf.render(graph, to="text"))
 
-The method is that of Laptev et al., "Analyze Feature Flow to Enhance Interpretation and Steering in
-Language Models" (arXiv 2502.03032). Every name below is imported at first use, so that opening an atlas
-and growing a graph load no torch.
+The method is from Laptev et al., "Analyze Feature Flow to Enhance Interpretation and Steering in
+Language Models" (arXiv 2502.03032). Every name below is imported on first use, so opening an atlas
+and tracing a graph does not import torch.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name on first access (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'saeflow' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

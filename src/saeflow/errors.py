@@ -5,32 +5,33 @@
     ├── UnknownRelease (KeyError)         a name that is neither a known release nor a path
     ├── UnknownSite (KeyError)            a release or an atlas has nothing at that site
     ├── UnknownFeature (KeyError)         the index is outside the dictionary
-    ├── BadFile (ValueError)              truncated, of the wrong shape, with NaN or zero rows
+    ├── BadFile (ValueError)              a file is truncated, has the wrong shape, or holds NaN or infinity
     │   └── UnsupportedFormat             no reader knows this file or folder
-    ├── CorruptAtlas (ValueError)         a checksum or a version does not agree
-    ├── WidthMismatch (ValueError)        two things that must share a width do not
+    ├── CorruptAtlas (ValueError)         a checksum or version does not match
+    ├── WidthMismatch (ValueError)        two things that must have the same width do not
     ├── InvalidArgument (ValueError)      a value outside its range
     ├── UnknownArchitecture (ValueError)  a model whose sites are not mapped
     ├── Unreachable (OSError)             a hub could not be reached, or has no such file
-    ├── NoSpace (OSError)                 what is to be fetched or written does not fit the disk
-    ├── NotWritable (PermissionError)     a folder that may not be written, or is mounted read-only
-    └── MissingExtra (ImportError)        an optional package that this needs is not installed
+    ├── NoSpace (OSError)                 a download or an output does not fit on the disk
+    ├── NotWritable (PermissionError)     a folder without write permission, or on a read-only disk
+    ├── WorkerLost (RuntimeError)         workers were repeatedly lost at the same unit of work
+    └── MissingExtra (ImportError)        a required optional package is not installed
 
-A message says what failed, with the values, and what to do. Expected outcomes, such as a flow that
-ends, are values and never errors. The command line prints the message and exits with 2.
+A message says what failed, with the values, and what to do about it. Expected outcomes, such as a flow
+that ends, are values and never errors. The command line prints the message and exits with code 2.
 """
 
 import difflib
 from collections.abc import Iterable
 
 _LONGEST = 4000
-"""Characters of a message: it may repeat what a file holds."""
+"""Maximum number of characters in a message, which may quote the contents of a file."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that names the known word nearest to an unknown one; empty where none is near.
+    """Return " Did you mean 'x'?" with the known word closest to `name`, or "" if none is close.
 
-    For the middle of a message: it begins with a space.
+    It starts with a space so that it can be appended to a sentence.
     """
     words = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), words, n=1, cutoff=0.6)
@@ -38,14 +39,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class SaeflowWarning(UserWarning):
-    """Something to know about an answer that is given all the same; the command line prints it as one line."""
+    """A caveat about a result that is returned anyway; the command line prints it as one line."""
 
 
 class SaeflowError(Exception):
     """Base of every error saeflow raises on purpose."""
 
     def __str__(self) -> str:
-        """The message alone, without the middle of a long one: KeyError would print its repr, and it is for reading."""
+        """The plain message, where KeyError would show its repr; a long message loses its middle."""
         text = str(self.args[0]) if self.args else ""
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 500]} … {text[-497:]}"
 
@@ -67,19 +68,19 @@ class UnknownFeature(SaeflowError, KeyError):
 
 
 class BadFile(SaeflowError, ValueError):
-    """A file that is truncated, of the wrong shape, or holds NaN or infinity."""
+    """A file that is truncated, has the wrong shape, or holds NaN or infinity."""
 
 
 class UnsupportedFormat(BadFile):
-    """A file or folder no reader knows."""
+    """A file or folder that no reader knows."""
 
 
 class CorruptAtlas(SaeflowError, ValueError):
-    """An atlas whose checksum or version does not agree."""
+    """An atlas whose checksum or version does not match."""
 
 
 class WidthMismatch(SaeflowError, ValueError):
-    """Two things that must share a width do not."""
+    """Two things that must have the same width do not."""
 
 
 class InvalidArgument(SaeflowError, ValueError):
@@ -95,27 +96,27 @@ class Unreachable(SaeflowError, OSError):
 
 
 class NoSpace(SaeflowError, OSError):
-    """What is to be fetched or written does not fit the disk."""
+    """A download or an output does not fit on the disk."""
 
 
 class NotWritable(SaeflowError, PermissionError):
-    """A folder that may not be written, or is on a disk that is mounted read-only."""
+    """A folder without write permission, or on a disk that is mounted read-only."""
 
 
 class WorkerLost(SaeflowError, RuntimeError):
-    """Worker processes, or machines, were lost at one unit of work, again and again."""
+    """Worker processes or machines were repeatedly lost at the same unit of work."""
 
 
 class MissingExtra(SaeflowError, ImportError):
-    """An optional package that this needs is not installed."""
+    """A required optional package is not installed."""
 
     def __init__(self, said: str, extra: str = "", instead: str = "") -> None:
-        """The message, with what to do.
+        """Build the message, including how to install the package.
 
         Args:
             said: what is needed and missing.
-            extra: the extra that installs it; saeflow is on no package index, and is installed from a clone.
-            instead: what else would do.
+            extra: the extra that installs it, from a clone: saeflow is not on a package index.
+            instead: an alternative, appended after the install command.
         """
         how = f" In a clone of saeflow, run `pip install -e '.[{extra}]'`{instead}." if extra else ""
         super().__init__(f"{said}{how}")

@@ -1,4 +1,4 @@
-"""Where saeflow finds and keeps files, and how it writes them: whole or not at all."""
+"""Where saeflow finds and keeps files, and how it writes them: completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saeflow.errors import NoSpace, NotWritable, SaeflowError
 PACK: Final = Path(__file__).parent / "demo" / "pack"
 """The demo pack: `model/`, `saes/`, `atlas/` with its words, `texts/`, `quality.json`, `CARD.md`."""
 _PACKS: Final = Path(__file__).parents[2] / "packs"
-"""Other packs, in a clone of the repository: the wheel has the demo pack alone."""
+"""Other packs, found only in a clone of the repository: the wheel contains just the demo pack."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR})
@@ -27,22 +27,22 @@ _SAID: Final = {
     "FileTooLarge": errno.EFBIG,
     "attempt to write a readonly database": errno.EROFS,
 }
-"""How libraries that do not raise OSError say the same: safetensors and SQLite."""
+"""What safetensors and SQLite, which do not raise OSError, say in these cases, and the matching errno."""
 _PART: Final = re.compile(r"\..+\.(?P<here>[0-9a-f]{8})-(?P<pid>\d+)-\w+")
 _SHA256_LINE: Final = b"\n#sha256 "
 _SWEPT: Final[set[Path]] = set()
 
 
 def cache_folder() -> Path:
-    """Where atlases built by name are kept: SAEFLOW_CACHE, else ~/.cache/saeflow."""
+    """The folder for atlases built by name: SAEFLOW_CACHE, else ~/.cache/saeflow."""
     return Path(os.environ.get("SAEFLOW_CACHE", "~/.cache/saeflow")).expanduser()
 
 
 def pack_folder(release: str) -> Path | None:
-    """The folder of a pack by name; None where there is none of that name on this machine.
+    """The folder of the pack with this name, or None if this machine has no such pack.
 
     A pack is a release that comes with saeflow: `saes/`, `atlas/` with its words, `texts/`, `quality.json`, `CARD.md`.
-    "demo" is in the package, with its model; others are in `packs/` of a clone, or of the cache folder.
+    "demo" is part of the package and includes its model; other packs are in `packs/` of a clone or of the cache folder.
     """
     if release == "demo":
         return PACK
@@ -51,27 +51,27 @@ def pack_folder(release: str) -> Path | None:
 
 
 def pack_names() -> tuple[str, ...]:
-    """The packs on this machine, "demo" first."""
+    """The names of the packs on this machine, "demo" first."""
     found = {path.parent.name for place in (_PACKS, cache_folder() / "packs") for path in place.glob("*/quality.json")}
     return "demo", *sorted(found)
 
 
 def folder_and_pattern(name: str) -> tuple[str, str]:
-    """`saes@*/trainer_1` is the folder `saes` and a pattern for the SAEs in it; a path that exists has no pattern."""
+    """Split `saes@*/trainer_1` into the folder `saes` and a pattern for its SAEs; an existing path has no pattern."""
     folder, at, pattern = name.rpartition("@")
     return (folder, pattern) if at and not Path(name).exists() and Path(folder).is_dir() else (name, "")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[Path]:
-    """A new file next to `path` to write to, moved into its place at the end, or removed after an error.
+    """Yield a temporary file next to `path`; on success it replaces `path`, on an error it is removed.
 
-    What is at `path` stays until then. A kill leaves the new file behind: it is named after its process, and the next
-    process that writes to the folder removes it.
+    Whatever is at `path` stays until then. A killed process leaves its temporary file behind; the file name contains
+    the process id, and the next process that writes to the folder removes it.
 
     Raises:
         NoSpace: when the disk is full.
-        NotWritable: when the folder may not be written.
+        NotWritable: when the folder is not writable.
         OSError: when it cannot be written for another reason.
     """
     try:
@@ -92,20 +92,20 @@ def atomic_file(path: Path) -> Generator[Path]:
 
 
 def is_inside(name: object) -> bool:
-    """Whether a name of a file or a revision leads down from where it begins, and nowhere else."""
+    """Whether a file or revision name is a relative path that stays inside its folder."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     return bool(parts) and not {"..", "/", "\\"} & set(parts) and "\0" not in str(name)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all. Raises NoSpace, NotWritable, OSError as `atomic_file`."""
+    """Write `data` to `path` completely or not at all. Raises NoSpace, NotWritable, OSError like `atomic_file`."""
     with atomic_file(path) as part:
         part.write_bytes(data)
 
 
 @contextmanager
 def file_lock(path: Path) -> Generator[bool]:
-    """Wait until no other process is inside with the same `path`; yields whether it had to wait.
+    """Hold a lock for `path` that one process can hold at a time; yields whether it had to wait.
 
     Where files cannot be locked, it does not wait.
 
@@ -117,7 +117,7 @@ def file_lock(path: Path) -> Generator[bool]:
         return
     import fcntl
 
-    # not the package filelock: its versions differ on disks without locks, and in what they leave behind
+    # not the filelock package: its versions differ on disks without locks, and in the files they leave behind
     lock, waited = path.with_name(f".{path.name}.lock"), False
     while True:
         with lock.open("a") as file:
@@ -126,13 +126,13 @@ def file_lock(path: Path) -> Generator[bool]:
             except BlockingIOError:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 waited = True
-            except OSError:  # a disk without locks
+            except OSError:  # the disk does not support locks
                 pass
             try:
                 is_current = os.path.samestat(os.fstat(file.fileno()), lock.stat())
             except FileNotFoundError:
                 is_current = False
-            if is_current:  # else the process that held it has removed the file: wait for the new one
+            if is_current:  # else the previous holder has removed the file: wait for the new one
                 try:
                     yield waited
                 finally:
@@ -141,14 +141,14 @@ def file_lock(path: Path) -> Generator[bool]:
 
 
 def add_sha256(data: bytes) -> bytes:
-    """`data` with a last line that holds its SHA-256."""
+    """Append a last line with the SHA-256 of `data`."""
     import hashlib
 
     return data + _SHA256_LINE + hashlib.sha256(data).hexdigest().encode()
 
 
 def check_sha256(data: bytes) -> bytes:
-    """The data that `add_sha256` was given; bytes without such a line are returned as they are.
+    """Verify and strip the line that `add_sha256` appended; bytes without one are returned unchanged.
 
     Raises:
         ValueError: when the data has changed.
@@ -164,13 +164,13 @@ def check_sha256(data: bytes) -> bytes:
 
 
 def add_check(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for a JSON file, with their checksum in "check" (a "check" among them is replaced)."""
+    """The values with their checksum under "check", for a JSON file; an existing "check" is replaced."""
     plain = {name: value for name, value in values.items() if name != "check"}
     return {**plain, "check": _check(plain)}
 
 
 def agrees_with_check(values: Mapping[str, Any]) -> bool:
-    """Whether values read from a JSON file agree with their checksum; True where they have none."""
+    """Whether values read from a JSON file match their checksum; True if they have none."""
     plain = {name: value for name, value in values.items() if name != "check"}
     return values.get("check") in (None, _check(plain))
 
@@ -183,7 +183,7 @@ def _check(plain: Mapping[str, Any]) -> str:
 
 
 def write_error(error: BaseException, path: Path | str) -> NoSpace | NotWritable | None:
-    """What to raise in place of an error that says that `path` could not be written; None for any other error."""
+    """The error to raise in place of one that means `path` could not be written; None for any other error."""
     if isinstance(error, SaeflowError) or (isinstance(error, OSError) and _is_elsewhere(error, Path(path))):
         return None
     said = str(error)
@@ -207,7 +207,7 @@ def write_error(error: BaseException, path: Path | str) -> NoSpace | NotWritable
 
 
 def _is_elsewhere(error: OSError, path: Path) -> bool:
-    """Whether an error is about another file, such as one that was read meanwhile."""
+    """Whether an error concerns another file, such as one being read at the same time."""
     if not isinstance(error.filename, str):
         return False
     named = Path(error.filename)
@@ -220,13 +220,13 @@ def _reason(number: int) -> str:
 
 
 def _begun(path: Path) -> Path:
-    """An empty file next to `path`, named after this process."""
+    """Create an empty temporary file next to `path`, named after this process."""
     import tempfile
 
     _sweep(path.parent)
     for _ in range(10):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # another process may remove a folder it sees empty, in this very moment
+        # another process may remove the folder at this moment, having found it empty
         with suppress(FileNotFoundError):
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_here()}-{os.getpid()}-")
             os.close(handle)
@@ -235,7 +235,7 @@ def _begun(path: Path) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Once a process and folder: remove what processes of this machine were writing there when they were killed."""
+    """Remove temporary files left in `folder` by killed processes of this machine; done once per process and folder."""
     if os.name != "posix" or folder in _SWEPT:
         return
     _SWEPT.add(folder)
@@ -249,7 +249,7 @@ def _sweep(folder: Path) -> None:
 
 @cache
 def _here() -> str:
-    """Where process numbers mean what they mean here: this machine, and in it this container."""
+    """An id of this machine and container, within which process ids are comparable."""
     import platform
     import zlib
 

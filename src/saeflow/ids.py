@@ -1,8 +1,8 @@
-"""Names of places and features: `24/res` and `24/res/14548`.
+"""Names of sites and features: `24/res` and `24/res/14548`.
 
-The lowest layer of the package: everything else speaks in these. A site is a layer and a part; a
-feature is a row of the dictionary trained there (section 3.3 of arXiv 2502.03032 calls the parts
-R_L, M_L and A_L).
+Everything else in the package uses these. A site is a layer and a part; a feature is a row of the
+dictionary trained at that site. Section 3.3 of arXiv 2502.03032 calls the residual stream, MLP and
+attention of layer L R_L, M_L and A_L.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from saeflow.errors import InvalidId
 
 
 class Part(enum.StrEnum):
-    """Where in a layer a dictionary is trained, in the order the layer computes them."""
+    """The part of a layer that a dictionary is trained on, in the order the layer computes them."""
 
     ATT = "att"
     MLP = "mlp"
@@ -39,13 +39,13 @@ _FEATURE = re.compile(r"(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})")
 @total_ordering
 @dataclass(frozen=True, slots=True, init=False)
 class Site:
-    """A layer and a part of it, written `24/res`. Layers count from 0."""
+    """A layer and one of its parts, written `24/res`. Layers count from 0."""
 
     layer: int
     part: Part
 
     def __init__(self, layer: int | str, part: Part | str | None = None) -> None:
-        """`Site(24, Part.RES)`, `Site(24, "res")` or `Site("24/res")`.
+        """Accept `Site(24, Part.RES)`, `Site(24, "res")` or `Site("24/res")`.
 
         Raises:
             InvalidId: for anything else.
@@ -61,12 +61,12 @@ class Site:
             )
         if layer < 0:
             raise InvalidId(f"layer {layer} of a site is negative. Layers count from 0.")
-        object.__setattr__(self, "layer", operator.index(layer))  # numpy's integers too
+        object.__setattr__(self, "layer", operator.index(layer))  # also accepts numpy integers
         object.__setattr__(self, "part", _PARTS[part])
 
     @staticmethod
     def parse(text: str) -> Site:
-        """Read `24/res`; `str` is the inverse.
+        """Parse `24/res`; `str` is the inverse.
 
         Raises:
             InvalidId: when `text` has another form.
@@ -75,7 +75,7 @@ class Site:
 
     @staticmethod
     def of(site: SiteLike) -> Site:
-        """A site from itself or from its name, for whatever takes either.
+        """Return a site unchanged, or parse its name, for functions that accept either.
 
         Raises:
             InvalidId: for anything else.
@@ -92,9 +92,9 @@ class Site:
 
     @property
     def predecessors(self) -> tuple[Site, ...]:
-        """The sites whose features are matched to this one's (section 3.3).
+        """The sites whose features are matched to the features of this one (section 3.3).
 
-        R_L has R_{L-1} (from layer 1 on), M_L and A_L. A module has none: its decoder rows are what
+        R_L has R_{L-1} (from layer 1 on), M_L and A_L. A module has none: its decoder rows say what
         it writes, and matching rows does not look inside it.
         """
         if self.part is not Part.RES or self.layer == 0:
@@ -103,20 +103,20 @@ class Site:
 
     @property
     def modules(self) -> tuple[Site, ...]:
-        """M_L and A_L of a residual site, which write into it; none of a module."""
+        """M_L and A_L, the modules that write into a residual site; empty for a module."""
         return () if self.part is not Part.RES else (Site(self.layer, Part.MLP), Site(self.layer, Part.ATT))
 
     def flows_from(self, site: Site) -> bool:
-        """Whether a flow leads from `site` to this residual site: from a residual site below, or from its own modules.
+        """Whether a flow can lead from `site` to this residual site: from a residual site below, or from its modules.
 
-        Of the residual sites below a flow takes the nearest that there is.
+        Among the residual sites below, a flow takes the nearest one that exists.
         """
         below = site.part is Part.RES and site.layer < self.layer
         return self.part is Part.RES and (below or site in self.modules)
 
     @property
     def successor(self) -> Site:
-        """The next residual site this one writes into: R_{L+1} for R_L, R_L for M_L and A_L."""
+        """The next residual site that this site writes into: R_{L+1} for R_L, R_L for M_L and A_L."""
         return Site(self.layer + 1 if self.part is Part.RES else self.layer, Part.RES)
 
 
@@ -129,7 +129,7 @@ class FeatureId:
     index: int
 
     def __init__(self, site: Site | str, index: int | None = None) -> None:
-        """`FeatureId(Site(24, "res"), 14548)`, `FeatureId("24/res", 14548)` or `FeatureId("24/res/14548")`.
+        """Accept `FeatureId(Site(24, "res"), 14548)`, `FeatureId("24/res", 14548)` or `FeatureId("24/res/14548")`.
 
         Raises:
             InvalidId: for anything else.
@@ -151,7 +151,7 @@ class FeatureId:
 
     @staticmethod
     def parse(text: str) -> FeatureId:
-        """Read `24/res/14548`; `str` is the inverse.
+        """Parse `24/res/14548`; `str` is the inverse.
 
         Raises:
             InvalidId: when `text` has another form.
@@ -160,7 +160,7 @@ class FeatureId:
 
     @staticmethod
     def of(feature: FeatureLike) -> FeatureId:
-        """A feature from itself or from its name, for whatever takes either.
+        """Return a feature unchanged, or parse its name, for functions that accept either.
 
         Raises:
             InvalidId: for anything else.
@@ -172,11 +172,11 @@ class FeatureId:
         return f"{self.site}/{self.index}"
 
     def __hash__(self) -> int:
-        """Of the three parts at once: experiments look up millions of features."""
+        """Hash all three fields in one call, for speed: experiments look up millions of features."""
         return hash((self.site.layer, self.site.part, self.index))
 
     def __lt__(self, other: FeatureId) -> bool:
-        """By site, then by row."""
+        """Order by site, then by row."""
         return (self.site, self.index) < (other.site, other.index)
 
     @property
@@ -198,7 +198,7 @@ FeatureLike: TypeAlias = FeatureId | str
 
 
 def layers_by_part(sites: Iterable[Site]) -> str:
-    """`res at layers 0-3, 5; mlp at layers 0`."""
+    """Describe sites by part, as in `res at layers 0-3, 5; mlp at layers 0`."""
     named, sites = list[str](), sorted(sites)
     for part in Part:
         runs: list[list[int]] = []

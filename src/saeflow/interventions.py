@@ -1,17 +1,17 @@
-"""Edits of hidden states, as data: what to change at a site, without the means to do it.
+"""Edits of hidden states as plain data: what to change at a site, not the code that changes it.
 
-Two edits cover the experiments of arXiv 2502.03032. With h the hidden state at a site, a the
+The first two edits cover the experiments of arXiv 2502.03032. With h the hidden state at a site, a the
 activations of the chosen features on it and V their decoder rows:
 
     Rescale(features, r)      h + (r - 1) a V      section 4.2: r = 0 removes, r = 1 changes nothing
     Add({feature: strength})  h + s V              section 4.2 and appendix B: steering
-    AddVector(site, v)        h + v                a direction of one's own, such as a difference of means
+    AddVector(site, v)        h + v                any direction, such as a difference of means
 
-An addition may act only where its features are active (`only_active`), and may leave the length of h as it is
-(`keep_norm`): h' |h| / |h'|.
+`Add` can be limited to tokens where its features are active (`only_active`). `Add` and `AddVector` can preserve the
+norm of h (`keep_norm`): the result h' becomes h' |h| / |h'|.
 
-`LanguageModel.intervening` resolves the vectors and applies them; plans and experiments only build
-these. An edit names features of one site, so a change of several layers is a sequence of edits.
+`LanguageModel.intervening` looks up the vectors and applies the edits; plans and experiments only build
+them. An edit names features of one site, so changing several layers takes a sequence of edits.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from saeflow.ids import FeatureId, Site
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Token positions from `start` up to and without `stop`; without a `stop`, all later ones.
+    """Token positions from `start` up to but excluding `stop`; without `stop`, to the end of the text.
 
-    Positions count the tokens of each text from 0, the decoded ones following the prompt's; padding has none.
+    Positions count the tokens of each text from 0, prompt first, then generated tokens; padding is not counted.
     """
 
     start: int = 0
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse negative bounds: while decoding, the end of a text is not known."""
+        """Reject negative bounds: during generation the end of the text is unknown."""
         if self.start < 0 or (self.stop is not None and self.stop < self.start):
             raise InvalidArgument(
                 f"the span of positions {self.start} to {self.stop} is none. "
@@ -44,7 +44,7 @@ class Span:
             )
 
     def __str__(self) -> str:
-        """In words, for messages."""
+        """Describe the span in words, for messages."""
         if self.stop is None:
             return f"tokens from position {self.start} on"
         return f"tokens at positions {self.start} to {self.stop - 1}"
@@ -61,12 +61,12 @@ class Positions:
     at: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse negative positions: while decoding, the end of a text is not known."""
+        """Reject negative positions: during generation the end of the text is unknown."""
         if any(position < 0 for position in self.at):
             raise InvalidArgument(f"positions {self.at} hold a negative one. Count from 0 at the first token.")
 
     def __str__(self) -> str:
-        """In words, for messages."""
+        """Describe the positions in words, for messages."""
         return f"tokens at positions {', '.join(map(str, self.at))}"
 
     def __contains__(self, position: int) -> bool:
@@ -78,7 +78,7 @@ Where: TypeAlias = Span | Positions
 """Which tokens an edit touches."""
 
 EVERYWHERE = Span()
-"""Every token: the prompt's and each decoded one."""
+"""Every token of the prompt and every generated token."""
 
 
 def _one_site(features: tuple[FeatureId, ...]) -> Site:
@@ -98,13 +98,13 @@ def _one_site(features: tuple[FeatureId, ...]) -> Site:
 class Rescale:
     """Multiply what `features` of one site write by `r`: h + (r - 1) a V (section 4.2).
 
-    The activations a are all read from the hidden state as it comes in, so the features of one `Rescale` are
-    changed jointly and a feature that is silent is left alone. r = 0 removes; r = 1 changes nothing, bit for
-    bit. `r` is one factor for all features, or a tuple with one for each, in their order.
+    All activations a are read from the unedited hidden state, so the features of one `Rescale` change jointly,
+    and an inactive feature has no effect. r = 0 removes a feature; r = 1 leaves the state bit-identical.
+    `r` is one factor for all features, or a tuple with one factor per feature, in order.
 
     Raises:
-        InvalidArgument: features of several sites or of none, one named twice, an `r` that is not a number, or
-            another number of factors than of features.
+        InvalidArgument: when there are no features, they are from several sites, one is named twice, a factor is
+            not finite, or the number of factors differs from the number of features.
     """
 
     features: tuple[FeatureId, ...]
@@ -129,26 +129,26 @@ class Rescale:
 
     @property
     def site(self) -> Site:
-        """Where the hidden state is changed."""
+        """The site whose hidden state is changed."""
         return self.features[0].site
 
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Add directions of one site at given strengths, whatever is active: h + s V (section 4.2).
+    """Add decoder directions of one site at given strengths, whatever the activations: h + s V (section 4.2).
 
-    V is the unit decoder row in the stream, so that |s| is the length of the change; where a release
-    has unit rows, as Gemma Scope has up to rounding, this is the row itself.
+    V is the decoder row in the residual stream scaled to unit norm, so |s| is the norm of the change. Where a release
+    has unit-norm rows, as Gemma Scope does up to rounding, V is the row itself.
 
     Attributes:
         strengths: s of each feature, in the units of the hidden state.
         tokens: which tokens are changed.
-        only_active: whether a feature is added only at tokens where it is active, by its own encoder on the hidden
-            state as it comes in: what earlier layers added makes it active as well.
-        keep_norm: whether each token's hidden state is brought back to the length it had.
+        only_active: whether to add a feature only at tokens where its encoder finds it active in the incoming hidden
+            state, which includes the additions of earlier layers.
+        keep_norm: whether to rescale each token's hidden state to the norm it had before.
 
     Raises:
-        InvalidArgument: features of several sites or of none, or a strength that is not a number.
+        InvalidArgument: when there are no features, they are from several sites, or a strength is not finite.
     """
 
     strengths: Mapping[FeatureId, float] = field(hash=False)
@@ -157,7 +157,7 @@ class Add:
     keep_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Check the features and strengths, and keep a copy nobody else holds."""
+        """Check the features and strengths, and keep a private, sorted copy."""
         _one_site(tuple(self.strengths))
         bad = {str(feature): s for feature, s in self.strengths.items() if not math.isfinite(s)}
         if bad:
@@ -165,7 +165,7 @@ class Add:
         object.__setattr__(self, "strengths", dict(sorted(self.strengths.items())))
 
     def __hash__(self) -> int:
-        """Equal edits hash alike, in whatever order the strengths were given."""
+        """Hash equal edits alike, regardless of the order in which the strengths were given."""
         return hash((tuple(self.strengths.items()), self.tokens, self.only_active, self.keep_norm))
 
     @property
@@ -175,22 +175,22 @@ class Add:
 
     @property
     def site(self) -> Site:
-        """Where the hidden state is changed."""
+        """The site whose hidden state is changed."""
         return next(iter(self.strengths)).site
 
 
 @dataclass(frozen=True, slots=True)
 class AddVector:
-    """Add one vector to the stream at a site, whatever is active: h + v.
+    """Add one vector to the hidden state at a site, whatever the activations: h + v.
 
     Attributes:
-        site: whose tensor in the stream is changed.
-        vector: as wide as the stream, in the units of the hidden state.
+        site: the site whose hidden state is changed.
+        vector: as wide as the residual stream, in the units of the hidden state.
         tokens: which tokens are changed.
         keep_norm: as for `Add`.
 
     Raises:
-        InvalidArgument: for a value that is not finite.
+        InvalidArgument: when a value of the vector is not finite.
     """
 
     site: Site
@@ -199,10 +199,10 @@ class AddVector:
     keep_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a vector with a value that is not a number."""
+        """Reject a vector with a value that is not finite."""
         if not all(map(math.isfinite, self.vector)):
             raise InvalidArgument(f"the vector of an AddVector at {self.site} has values that are not finite.")
 
 
 Edit: TypeAlias = Rescale | Add | AddVector
-"""A change of the hidden state at one site."""
+"""An edit of the hidden state at one site."""

@@ -1,11 +1,11 @@
-"""Where measurements go besides metrics.jsonl and results folders: TensorBoard, Weights & Biases, or any callback.
+"""Loggers that receive measurements in addition to metrics.jsonl and results folders: TensorBoard, Weights & Biases.
 
     train(..., log=tensorboard("runs/one"))
     train(..., log=lambda rows: print(rows[-1]))
     tensorboard("runs/sweep")(summarize_sweep(folder)["steering_best"].dicts())
 
-A logger is called with rows as they are measured. A row's `step` is its step; its other numbers are what is logged,
-under its words: `4/res/fve`. The packages are imported at first use.
+A logger is any callback that takes rows as they are measured. A row's `step` is its step; its other numbers are logged
+under the row's strings and their own key: `4/res/fve`. The packages are imported on first use.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, Final, TypeAlias
 from saeflow.errors import InvalidArgument, MissingExtra, nearest
 
 Log: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], None]
-"""Called with rows: `step`, words that say what was measured, and numbers."""
+"""Called with rows, each holding a `step`, strings that say what was measured, and numbers."""
 
 
 def tensorboard(folder: Path | str) -> Log:
-    """A logger that writes a TensorBoard run: `tensorboard --logdir FOLDER` shows it.
+    """A logger that writes a TensorBoard run, shown by `tensorboard --logdir FOLDER`.
 
     Raises:
         MissingExtra: when the package tensorboard is not installed.
@@ -35,7 +35,7 @@ def tensorboard(folder: Path | str) -> Log:
             "TensorBoard's logs are written with the package tensorboard, which is not installed. Run "
             "`pip install tensorboard`."
         ) from None
-    begun = cache(lambda: SummaryWriter(str(folder)))  # it makes the folder
+    begun = cache(lambda: SummaryWriter(str(folder)))  # delayed: it creates the folder
 
     def log(rows: Sequence[Mapping[str, Any]]) -> None:
         for name, value, step in scalars(rows):
@@ -46,7 +46,7 @@ def tensorboard(folder: Path | str) -> Log:
 
 
 def wandb(folder: Path | str) -> Log:
-    """A logger of a Weights & Biases run, named after the folder; WANDB_PROJECT and WANDB_MODE say the rest.
+    """A logger for a Weights & Biases run named after the folder; configure it with WANDB_PROJECT and WANDB_MODE.
 
     Raises:
         MissingExtra: when the package wandb is not installed.
@@ -73,14 +73,14 @@ def wandb(folder: Path | str) -> Log:
 
 
 LOGGERS: Final[Mapping[str, Callable[[Path | str], Log]]] = {"tensorboard": tensorboard, "wandb": wandb}
-"""By the name that `--log` takes."""
+"""Loggers by the name that `--log` accepts."""
 
 
 def logger(name: str, folder: Path | str) -> Log | None:
-    """The logger of a name; None for an empty one.
+    """The logger with this name, or None for an empty name.
 
     Raises:
-        InvalidArgument: for another name.
+        InvalidArgument: for an unknown name.
         MissingExtra: when its package is not installed.
     """
     if name and name not in LOGGERS:
@@ -89,7 +89,7 @@ def logger(name: str, folder: Path | str) -> Log | None:
 
 
 def scalars(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, int]]:
-    """Name, value and step of every number of some rows; rows without a step are counted."""
+    """Yield (name, value, step) for every finite number in the rows; a row without a step uses its index."""
     for place, row in enumerate(rows):
         step = int(row.get("step", place))
         words = [value for value in row.values() if isinstance(value, str) and value]

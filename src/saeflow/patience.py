@@ -1,12 +1,12 @@
-"""Asking a server as a guest should, and believing it no more than needed: every wait, answer and time has a limit.
+"""Polite and cautious HTTP requests: every wait, response size and duration has a limit.
 
-Shared by what asks Neuronpedia (`labels.http`), a hub (`sources.remote`) and language models (`llm`).
-Limits that a caller sets are arguments there; those of all are here.
+Shared by the clients of Neuronpedia (`labels.http`), hubs (`sources.remote`) and language models (`llm`).
+Limits that differ between callers are their arguments; shared limits are defined here.
 
     retry_after   how long a server asks to wait
-    within        a call that must end in time, whatever a server does
-    Meter         how long an answer may be, and how slow
-    masked        a text without the keys that were sent
+    within        a call that must end in time, whatever the server does
+    Meter         limits on the size and slowness of a response
+    masked        a text with the API keys that were sent removed
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from typing import Any, Final, Protocol, TypeVar
 T = TypeVar("T")
 
 LATER: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that say: not now."""
+"""HTTP statuses after which a request is worth retrying."""
 STEP: Final = 1 << 16
-"""New bytes after which a download that is cut again and again has got on, and its attempts count anew."""
+"""New bytes that count as progress in a download that keeps breaking off; its attempts are then counted afresh."""
 WINDOW: Final = 60.0
-"""Seconds in which an answer must bring `LEAST` bytes; one that drips is cut."""
+"""Seconds in which a response must deliver at least `LEAST` bytes; a slower one is aborted."""
 LEAST: Final = 1 << 16
 ERROR: Final = 1 << 16
-"""Bytes of an error's body that are read."""
+"""Bytes read from the body of an error response."""
 LARGEST: Final = 1 << 50
-"""Bytes of a file that a server may state."""
+"""Largest file size, in bytes, that a server may announce."""
 
 _SHORTEST_KEY: Final = 6
 
 
 class TooLong(ValueError):
-    """An answer of more bytes than it may have."""
+    """A response with more bytes than allowed."""
 
 
 class Headers(Protocol):
-    """The headers of an answer, of whatever library; names in small letters where a mapping tells them apart."""
+    """The headers of a response, from any library; names are lower case if the mapping is case-sensitive."""
 
     def get(self, name: str, /) -> Any:
-        """The value of a header."""
+        """Return the value of a header."""
         ...
 
 
 def retry_after(headers: Headers) -> float | None:
-    """Seconds a server asks to wait, by `retry-after-ms` or `Retry-After` (seconds or a date); None without."""
+    """Seconds to wait, from `retry-after-ms` or `Retry-After` (seconds or a date); None if neither is given."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = str(headers.get(name) or "")
         try:
@@ -68,17 +68,17 @@ def retry_after(headers: Headers) -> float | None:
 
 
 def doubled(failed: int, first: float, longest: float) -> float:
-    """Seconds before the next attempt after `failed` ones that no server set: first, twice as long, and so on."""
+    """Seconds to wait after `failed` attempts when the server names none: `first`, doubling up to `longest`."""
     return min(longest, first * 2.0 ** min(failed - 1, 60))
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns, or raises, where it ends in time; one that does not is left to a thread.
+    """Return or raise what `call` does if it ends in time; otherwise leave it running in its thread.
 
-    Needed besides the time-outs of HTTP libraries, which begin anew with every byte: headers can drip for ever.
+    The timeouts of HTTP libraries are not enough: they restart with every byte, so headers could trickle in for ever.
 
     Raises:
-        TimeoutError: when it does not.
+        TimeoutError: when it does not end in time.
     """
     late = threading.Event()
 
@@ -99,7 +99,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """What a call will return, or raise, in a thread that the end of the process does not wait for."""
+    """Run `call` in a daemon thread, which process exit does not wait for; returns its future."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -114,20 +114,20 @@ def in_thread(call: Callable[[], T]) -> Future[T]:
 
 
 class Meter:
-    """Counts an answer as it comes."""
+    """Checks the size and speed of a response as it arrives."""
 
     def __init__(self, most: int, *, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
-        """At most `most` bytes, in `seconds` at most, and LEAST of them in any WINDOW."""
+        """Allow at most `most` bytes in at most `seconds`, and require LEAST bytes in every WINDOW."""
         self._most, self._seconds, self._clock = most, seconds, clock
         self._began = self._since = clock()
         self._n = self._before = 0
 
     def add(self, n: int) -> None:
-        """So many bytes more.
+        """Record that `n` more bytes arrived.
 
         Raises:
-            TooLong: when that is more than may come.
-            TimeoutError: when it is too slow.
+            TooLong: when there are more bytes than allowed.
+            TimeoutError: when the response is too slow or takes too long.
         """
         self._n += n
         if self._n > self._most:
@@ -141,7 +141,7 @@ class Meter:
             self._since, self._before = now, self._n
 
     def whole(self, pieces: Iterable[bytes]) -> bytes:
-        """All pieces of an answer in one. Raises TooLong, TimeoutError as `add`; and whatever breaks the pieces off."""
+        """Join the pieces of a response. Raises TooLong, TimeoutError like `add`, and whatever `pieces` raises."""
         found = bytearray()
         for piece in pieces:
             self.add(len(piece))
@@ -150,7 +150,7 @@ class Meter:
 
 
 def read_error(response: Any, pieces: Iterable[bytes]) -> None:
-    """Have an error's response of httpx or requests hold the beginning of its body, which they would read whole."""
+    """Set the body of an httpx or requests error response to its first ERROR bytes; they would read all of it."""
     found = bytearray()
     meter = Meter(ERROR, seconds=WINDOW)
     try:
@@ -163,14 +163,14 @@ def read_error(response: Any, pieces: Iterable[bytes]) -> None:
 
 
 def masked(text: str, *keys: str) -> str:
-    """A text of others with the keys that were sent replaced by `[key]`, plain, URL-encoded or escaped as in JSON."""
+    """Replace the API keys in a server's text by `[key]`, whether plain, URL-encoded or JSON-escaped."""
     for key in keys:
-        if len(key) >= _SHORTEST_KEY:  # "none" and "EMPTY", which servers of one's own take, are no secrets
+        if len(key) >= _SHORTEST_KEY:  # "none" and "EMPTY", used with self-hosted servers, are not secrets
             text = re.sub("".join(map(_written, key)), "[key]", text)
     return text
 
 
 def _written(character: str) -> str:
-    """A pattern for all ways to write a character."""
+    """A regular expression for every encoding of a character."""
     coded = "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
     return rf"(?:{re.escape(character)}|(?i:{coded}|{coded.replace('%', '%25')}|\\u{ord(character):04x}))"

@@ -1,16 +1,16 @@
-"""Reading what others wrote, within bounds: regular files alone, no larger, deeper or fuller than stated here.
+"""Bounded reading of untrusted files: only regular files, with limits on size, nesting and number of members.
 
-A config, a theme, words or an archive may come from anywhere, and a small or odd one must not take gigabytes, hang, or
-end in a traceback. All reading of files from outside goes through here. What is out of bounds is a ValueError that
-says why, like JSON or UTF-8 that is not valid; the caller names the file and says what to do.
+A config, theme, word list or archive may come from anywhere, and a small or odd one must not take gigabytes, hang, or
+end in a traceback. All reading of outside files goes through this module. A file over a limit raises a ValueError that
+says why, as does invalid JSON or UTF-8; the caller adds the file name and what to do.
 
-    a JSON file                      JSON bytes, DEPTH lists or objects inside each other
-    a TOML file                      TOML bytes, DEPTH as above, no dates
-    a file of texts                  TEXTS bytes
-    lines in a gzip                  LINE bytes each, LINES in all; RATIO times the file, UNPACKED bytes in any case
-    a shard of activations           SHARD bytes, as we wrote it
-    the header of a safetensors      HEADER bytes
-    the directory of a zip           DIRECTORY bytes, MEMBERS in all
+    JSON file                        JSON bytes, lists or objects nested DEPTH deep
+    TOML file                        TOML bytes, DEPTH as above, no dates
+    text file                        TEXTS bytes
+    lines of a gzip file             LINE bytes each, LINES lines; in all RATIO times the file, at least UNPACKED bytes
+    shard of activations             SHARD bytes, as saeflow wrote it
+    header of a safetensors file     HEADER bytes
+    directory of a zip archive       DIRECTORY bytes, MEMBERS members
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DIRECTORY: Final = 1 << 20
 MEMBERS: Final = 10_000
 
 PACKED_WRONG: Final = (OSError, EOFError, ValueError, zlib.error)
-"""What reading a gzip file raises of one that is damaged or out of bounds."""
+"""The exceptions raised on reading a gzip file that is damaged or over a limit."""
 
 _DEEP: Final = f"lists or tables lie more than {DEPTH} deep inside each other"
 _WHEN: Final = (datetime, date, time)
@@ -54,11 +54,11 @@ _LONG_KEY: Final = re.compile(rb"""(?:[\w"'-]+[ \t]*\.[ \t]*){%d}""" % DEPTH)
 
 
 def regular(path: Path) -> int:
-    """The size in bytes of a regular file, or of the one a link leads to.
+    """The size in bytes of a regular file; links are followed.
 
     Raises:
-        OSError: when there is none.
-        ValueError: when it is a folder, a pipe or a device, which is not opened.
+        OSError: when the file does not exist.
+        ValueError: when it is a folder, pipe or device; these are never opened.
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
@@ -68,11 +68,11 @@ def regular(path: Path) -> int:
 
 
 def read_bytes(path: Path, most: int = JSON) -> bytes:
-    """What a regular file holds.
+    """The contents of a regular file.
 
     Raises:
         OSError: when it cannot be read.
-        ValueError: when it is no regular file, or has more than `most` bytes.
+        ValueError: when it is not a regular file, or has more than `most` bytes.
     """
     size = regular(path)
     if size <= most:
@@ -80,48 +80,49 @@ def read_bytes(path: Path, most: int = JSON) -> bytes:
             data = file.read(size + 1)
         if len(data) <= size:
             return data
-        raise ValueError(f"it says that it has {size:,} bytes, and has more")  # as files of /proc
+        raise ValueError(f"it says that it has {size:,} bytes, and has more")  # such as a file in /proc
     raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
 
 
 def read_text(path: Path, most: int = JSON) -> str:
-    """A text in UTF-8, its line ends as in any text file.
+    """The contents of a UTF-8 text file, with line ends converted to "\\n".
 
     Raises:
-        OSError, ValueError: as `read_bytes`; ValueError when it is not UTF-8.
+        OSError, ValueError: as for `read_bytes`; also ValueError when it is not UTF-8.
     """
     text = read_bytes(path, most).decode("utf-8")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def read_json(path: Path, most: int = JSON) -> Any:
-    """What a file of JSON says. Raises OSError, ValueError as `read_bytes` and `parse_json`."""
+    """Parse a JSON file. Raises OSError, ValueError like `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, most))
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """What JSON says; `options` are those of `json.loads`.
+    """Parse JSON; `options` are passed to `json.loads`.
 
     Raises:
-        ValueError: when it is not JSON, or lists and objects are more than DEPTH deep inside each other.
+        ValueError: when it is not JSON, or is nested more than DEPTH deep.
     """
     try:
         found = json.loads(text, **options)
         opened = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-        # most JSON has no more brackets than levels are allowed
+        # with at most DEPTH opening brackets the nesting cannot be deeper: skip the walk
         return found if sum(map(cast("Any", text.count), opened)) <= DEPTH else shallow(found)
     except RecursionError:
         raise ValueError(_DEEP) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file says.
+    """Parse a TOML file.
 
     Raises:
-        OSError, ValueError: as `read_bytes`; ValueError when it is no TOML, more than DEPTH deep, or holds a date.
+        OSError, ValueError: as for `read_bytes`; also ValueError when it is not TOML, is nested more than DEPTH deep,
+            or holds a date.
     """
     data = read_bytes(path, TOML)
-    if _LONG_KEY.search(data):  # tomllib takes time by the square of it
+    if _LONG_KEY.search(data):  # tomllib takes quadratic time in the length of a dotted key
         raise ValueError(_DEEP)
     try:
         return shallow(tomllib.loads(data.decode("utf-8")))
@@ -130,10 +131,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def shallow(value: T) -> T:
-    """The value, where lists and mappings are at most DEPTH deep inside each other.
+    """Return the value unchanged if its lists and mappings are nested at most DEPTH deep.
 
     Raises:
-        ValueError: when they are deeper, or one holds a date or a time.
+        ValueError: when they are nested deeper, or hold a date or a time.
     """
     level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
@@ -148,10 +149,10 @@ def shallow(value: T) -> T:
 
 
 def gzip_lines(path: Path, errors: str = "strict") -> Iterator[str]:
-    """The lines of a gzip file in UTF-8 (`errors` as for `bytes.decode`), without their ends, one in memory at a time.
+    """Yield the lines of a UTF-8 gzip file (`errors` as for `bytes.decode`) without newlines, one in memory at a time.
 
     Raises:
-        One of PACKED_WRONG: when it is damaged, no regular file, or out of bounds.
+        One of PACKED_WRONG: when it is damaged, not a regular file, or over a limit.
     """
     left = max(UNPACKED, RATIO * regular(path))
     with _Packed(path.open("rb", buffering=0)) as raw, gzip.GzipFile(fileobj=raw) as file:
@@ -168,10 +169,11 @@ def gzip_lines(path: Path, errors: str = "strict") -> Iterator[str]:
 
 
 def unpacked(data: bytes, most: int | None = None) -> bytes:
-    """What a gzip in memory unpacks to.
+    """Decompress gzip data in memory.
 
     Raises:
-        One of PACKED_WRONG: when it is damaged, or unpacks to more than `most` bytes, or out of bounds where None.
+        One of PACKED_WRONG: when it is damaged, or unpacks to more than `most` bytes; the default for `most` is RATIO
+            times the data, at least UNPACKED.
     """
     most = max(UNPACKED, RATIO * len(data)) if most is None else most
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
@@ -182,7 +184,7 @@ def unpacked(data: bytes, most: int | None = None) -> bytes:
 
 
 def safetensors(path: Path) -> Path:
-    """The path, where a regular file with a header of at most HEADER bytes is there: it is then given to safetensors.
+    """Return the path, ready for safetensors, if it is a regular file with a header of at most HEADER bytes.
 
     Raises:
         OSError, ValueError: otherwise.
@@ -197,11 +199,11 @@ def safetensors(path: Path) -> Path:
 
 @contextmanager
 def opened_zip(path: Path) -> Generator[zipfile.ZipFile]:
-    """A zip archive with a directory of at most DIRECTORY bytes and MEMBERS members.
+    """Open a zip archive whose directory has at most DIRECTORY bytes and MEMBERS members.
 
     Raises:
-        OSError, ValueError: when it is no regular file, or larger.
-        zipfile.BadZipFile: when it is no archive.
+        OSError, ValueError: when it is not a regular file, or is over a limit.
+        zipfile.BadZipFile: when it is not a zip archive.
     """
     regular(path)
     with _Pieces(path) as raw, zipfile.ZipFile(cast("Any", raw)) as archive:
@@ -209,17 +211,17 @@ def opened_zip(path: Path) -> Generator[zipfile.ZipFile]:
 
 
 def few(archive: zipfile.ZipFile) -> zipfile.ZipFile:
-    """The archive, where it has at most MEMBERS members. Raises ValueError when it has more."""
+    """Return the archive if it has at most MEMBERS members. Raises ValueError when it has more."""
     if len(archive.filelist) > MEMBERS:
         raise ValueError(f"it has {len(archive.filelist):,} members, and at most {MEMBERS:,} are read")
     return archive
 
 
 def piece(n: int) -> int:
-    """The number of bytes, where a zip may ask for so many at once.
+    """Return `n` if a zip reader may read that many bytes at once.
 
     Raises:
-        ValueError: when it is more than its directory may have.
+        ValueError: when it is more than a directory may have.
     """
     if n > DIRECTORY:
         raise ValueError(f"its directory has {n:,} bytes, and at most {DIRECTORY:,} are read")
@@ -227,7 +229,7 @@ def piece(n: int) -> int:
 
 
 class _Packed(io.BufferedReader):
-    """A gzip file. What stands before and after a member is read byte by byte, and could go on for gigabytes."""
+    """A gzip file. `gzip` reads the bytes around a member one by one, and these could go on for gigabytes."""
 
     _single = 0
 
@@ -239,7 +241,7 @@ class _Packed(io.BufferedReader):
 
 
 class _Pieces(io.FileIO):
-    """A file that is read in small pieces alone: `zipfile` takes a directory whole, of the length that it claims."""
+    """A file with bounded reads: `zipfile` would read a directory in one go, at whatever length it claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         at_most = os.fstat(self.fileno()).st_size - self.tell()

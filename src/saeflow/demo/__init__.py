@@ -1,7 +1,7 @@
-"""The demo pack: a small trained model, an SAE at every site, their atlas, words and texts.
+"""The demo pack: a small trained model, an SAE at every site, and their atlas, words and texts.
 
-Everything in `pack/` is data made by scripts/build_demo.py; `pack/CARD.md` says how, and what it is not
-good for. The name "demo" opens its parts everywhere: `load_model("demo")`, `load_dictionaries("demo")`,
+Everything in `pack/` is data made by scripts/build_demo.py; `pack/CARD.md` describes how, and what the pack
+is not suitable for. The name "demo" works everywhere: `load_model("demo")`, `load_dictionaries("demo")`,
 `open_atlas("demo")`.
 """
 

@@ -1,4 +1,4 @@
-"""Choose features worth a first look: long flows, shaped by modules, with words to read."""
+"""Choose features worth a first look: long flows, shaped by modules, with readable words."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords, Words
 from saeflow.matching.atlas import Atlas
 
-# A feature on more than 3 % of tokens is mostly grammar; below 1 in 5,000 its words rest on too little.
+# A feature active on more than 3 % of tokens is mostly grammar; below 1 in 5,000 tokens its words have too little data.
 RAREST, COMMONEST = 2e-4, 3e-2
 
 MOST_UNREAD = 2000
-"""Features whose graphs are looked at where no words read well."""
+"""Number of features whose graphs are examined when none has readable words."""
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A feature worth a look, its graph, and how interesting it is (higher is more)."""
+    """A feature worth a look: its graph, its label, and how interesting it is (higher is more)."""
 
     graph: FlowGraph
     label: str
@@ -26,11 +26,11 @@ class Pick:
 
 
 def worth_a_look(atlas: Atlas, words: Words, n: int, *, thresholds: Thresholds | None = None) -> list[Pick]:
-    """The `n` most interesting residual features of the last third of the model, one for each label.
+    """The `n` most interesting residual features of the last third of the layers; no two share a label or a flow.
 
-    Interest counts the layers of the span, a little more where a module joins or the case changes, and
-    how well the flow holds together; a feature without words is left out. Words that read well come first: of other
-    scripts and tokenizers, or from a small corpus, any will do.
+    Interest grows with the number of layers spanned, weighted by how well the flow holds together, plus a little for
+    each module that joins and each evolution case; features without words are left out. If any features have readable
+    words, only these are considered; otherwise (other scripts, other tokenizers, a small corpus) any words will do.
     """
     layers = sorted({site.layer for site in atlas.sites if site.part is Part.RES})
     told: list[tuple[FeatureId, FeatureWords]] = []
@@ -56,7 +56,7 @@ def worth_a_look(atlas: Atlas, words: Words, n: int, *, thresholds: Thresholds |
 
 
 def _readable(known: FeatureWords) -> bool:
-    """Whether the words say something: whole words among them, and neither rare nor everywhere."""
+    """Whether the words are informative: mostly whole words, of a feature neither too rare nor too common."""
     whole = sum(token.startswith(" ") and token[1:].isalpha() and len(token) > 3 for token in known.tokens[:4])
     return whole >= 3 and bool(known.contexts) and RAREST <= (known.frequency or 0.0) <= COMMONEST
 

@@ -1,4 +1,4 @@
-"""What the build measured of a pack. No torch."""
+"""The measurements made when a pack was built. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from saeflow.files import pack_folder, pack_names
 
 
 def quality(pack: str = "demo") -> dict[str, Any]:
-    """The measurement that the script that built the pack stored: `model`, `saes` and `flow`.
+    """The measurements stored by the script that built the pack: `model`, `saes` and `flow`.
 
     Losses are in nats per token and bits per byte on held-out text; `fve` is the fraction of variance
     explained, `l0` the mean number of active features, `dead` the share of features that never fired on
-    the held-out text, `loss recovered` is (L_zero - L_spliced) / (L_zero - L_clean).
+    the held-out text, and `loss recovered` is (L_zero - L_spliced) / (L_zero - L_clean).
 
     Raises:
         UnknownRelease: when there is no such pack.

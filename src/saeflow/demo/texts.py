@@ -1,7 +1,7 @@
-"""Texts of the domains of a pack, for experiments. No torch, no network.
+"""Texts of a pack, by domain, for experiments. Needs neither torch nor a network.
 
-All but one are passages the pack's model wrote, shipped with the pack; `python` is read from the standard library of
-the interpreter, so its texts differ between Python versions.
+The texts of all domains but one were written by the pack's model and are shipped with the pack; `python` is read from
+the standard library of the interpreter, so its texts differ between Python versions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import pack_folder
 
 DOMAINS = ("stories", "novels", "textbooks", "maths", "python")
-"""The domains the demo model was trained on. Texts of python come from the interpreter's own library."""
+"""The domains that the demo model was trained on. The python texts come from the interpreter's standard library."""
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "encodings", "pydoc_data"}
 _SHORTEST, _LONGEST = 300, 1200
 
 
 def domains(pack: str = "demo") -> tuple[str, ...]:
-    """The domains of a pack's texts, `python` last; none of what is no pack, or has no texts."""
+    """The domains of a pack's texts, `python` last; empty for an unknown pack or a pack without texts."""
     folder = pack_folder(pack)
     if pack == "demo" or folder is None:
         return DOMAINS if pack == "demo" else ()
@@ -32,10 +32,10 @@ def domains(pack: str = "demo") -> tuple[str, ...]:
 
 
 def texts(domain: str, n: int, seed: int = 0, pack: str = "demo") -> list[str]:
-    """`n` different texts of a domain of a pack, of about 300 to 1,200 characters, in an order set by `seed`.
+    """Sample `n` different texts of one domain of a pack, each of about 300 to 1,200 characters; `seed` sets the order.
 
     Raises:
-        InvalidArgument: for an unknown domain, or more texts than there are.
+        InvalidArgument: for an unknown domain, or when `n` exceeds the number of texts.
         BadFile: when the pack's texts cannot be read.
     """
     known = all_texts(domain, pack)
@@ -45,7 +45,7 @@ def texts(domain: str, n: int, seed: int = 0, pack: str = "demo") -> list[str]:
 
 
 def all_texts(domain: str, pack: str = "demo") -> list[str]:
-    """Every text of a domain of a pack, in the order of the pack or of the library.
+    """Every text of one domain of a pack, in the order of the pack or of the standard library.
 
     Raises:
         InvalidArgument: for an unknown domain.
@@ -67,7 +67,7 @@ def _written(domain: str, pack: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _stdlib() -> list[str]:
-    """Top-level pieces of the standard library's modules, cut to at most _LONGEST characters."""
+    """Top-level functions and classes of the standard library, each cut to at most _LONGEST characters."""
     root = Path(sysconfig.get_path("stdlib"))
     found: list[str] = []
     for path in sorted(root.rglob("*.py")):

@@ -1,12 +1,12 @@
-"""Is a release what it says it is: checks of its weights, and of what it makes of a model's hidden states.
+"""Check whether a release is what it claims to be, from its weights and from how it encodes a model's hidden states.
 
-    findings        what was found: plain values, no torch
-    weights         from the weights alone: values, norms, thresholds, encoder against decoder, duplicates
-    hidden_states   what may be wrong, each undone: how much better that reconstructs; L0, dead and dense features
-    examine         all of it, for a release
+    findings        the findings as plain values, without torch
+    weights         checks of the weights: values, norms, thresholds, encoder against decoder, duplicates
+    hidden_states   possible faults, each undone to see how much the reconstruction improves; L0, dead, dense features
+    examine         all checks, for a whole release
 
-A wrong tap, a transposed matrix or a missing factor gives plausible nonsense, not an error. Each is told apart by
-undoing it: what makes the reconstruction much better is what is wrong.
+A wrong tap, a transposed matrix or a missing factor gives plausible nonsense, not an error. Undoing each possible fault
+tells them apart: the one whose correction improves the reconstruction most is the likely cause.
 """
 
 from saeflow.doctor.findings import Examination, Finding, Severity

@@ -1,9 +1,9 @@
-"""The examination of a release: the list of its sites, each dictionary's weights, and what a model shows.
+"""Examine a release: its list of sites, the weights of each dictionary, and its fit to a model's hidden states.
 
     examination = examine(load_dictionaries("demo"), model=load_model("demo"), texts=texts)
 
-Site by site, one dictionary in memory at a time. The weights of one with 16,384 features of width 2,304 take some 1e12
-multiplications, nearly all for its duplicates.
+Sites are examined in turn, with one dictionary in memory at a time. The weights of a dictionary of 16,384 features of
+width 2,304 take about 1e12 multiplications, nearly all of them to find duplicates.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from saeflow.sources.model import LanguageModel
 _STATED = re.compile(r"average_l0_(\d+)")
 _LEAST_TOKENS = 200
 _BEGUN, _BEGUN_LENGTH = 8, 128
-"""Texts, and tokens of each, on which the loss is compared with and without a begin-of-text token."""
+"""Number of texts, and of tokens in each, used to compare the loss with and without a begin-of-text token."""
 _MUCH = 0.02
-"""Nats a token that are worth a look."""
+"""Difference in nats per token that is worth a look."""
 
 
 def examine(
@@ -43,25 +43,25 @@ def examine(
     atlas: Atlas | None = None,
     progress: Progress | None = None,
 ) -> Examination:
-    """Look at a release; with a model also at what it makes of hidden states.
+    """Examine a release's weights and, given a model, how its dictionaries encode the model's hidden states.
 
     Args:
-        dictionaries: the release, or any mapping.
-        release: its name, for the report.
-        model: what it was trained on; weights alone are looked at without.
-        texts: what the model reads; needed with a model.
-        tokens: tokens looked at, special ones not counted, at most.
-        sites: those to look at; all when None.
-        stated_l0: the average L0 a release states, by site; those in the paths of Gemma Scope are read anyway.
-        atlas: that of the release, where there is one: it must be of these weights.
-        progress: called with (done, of how many, where).
+        dictionaries: the release, or any mapping from sites to dictionaries.
+        release: the name of the release, for the report.
+        model: the model it was trained on; without one, only the weights are examined.
+        texts: texts for the model to read; required with a model.
+        tokens: maximum number of tokens to examine, not counting special tokens.
+        sites: the sites to examine; all when None.
+        stated_l0: the average L0 that the release states, by site; L0 values in Gemma Scope paths are read anyway.
+        atlas: the release's atlas, if it has one: checked to have been built from these weights.
+        progress: called with (layers done, layers in all, current layer).
 
     Raises:
         InvalidArgument: for a model without texts, or texts with fewer than 200 tokens.
-        UnknownSite: for a site there is no dictionary at.
+        UnknownSite: for a site without a dictionary.
         Unreachable, NoSpace: when a file must be fetched and cannot be.
     """
-    # 1. which dictionaries, and the tokens to read
+    # 1. choose the dictionaries and tokenise the texts
     chosen = sorted(dictionaries if sites is None else sites)
     missing = [str(site) for site in chosen if site not in dictionaries]
     if missing or not chosen:
@@ -70,7 +70,7 @@ def examine(
     model = None if model is None else model.as_trained({site: dictionaries[site] for site in chosen[:1]})
     batches = [] if model is None else _batches(model, texts, tokens)
 
-    # 2. site by site: its weights, and what they make of hidden states where they are sound
+    # 2. for each site, the weights; then, if these are sound enough to encode with, the hidden states
     findings = [] if sites is not None else [_sites(tuple(dictionaries))]
     widths: dict[Site, int] = {}
     layer = -1
@@ -90,7 +90,7 @@ def examine(
         findings += weights
         wrong = {one.check for one in weights if one.severity is Severity.WRONG}
         if model is not None and not wrong & {CheckKind.FINITE, CheckKind.ZERO_ROWS, CheckKind.FILE}:
-            in_path = _STATED.search(dictionary.origin)  # the L0 in a path of Gemma Scope
+            in_path = _STATED.search(dictionary.origin)  # Gemma Scope states the L0 in its paths
             stated = float(in_path[1]) if in_path and int(in_path[1]) else None
             stated = (stated_l0 or {}).get(site, stated)
             findings += _hidden_states(dictionary, model, batches, stated, explained=bool(wrong))
@@ -112,7 +112,7 @@ def examine(
 def _atlas(
     atlas: Atlas, dictionaries: Mapping[Site, Dictionary], sites: Collection[Site], model: LanguageModel | None
 ) -> Finding:
-    """Whether an atlas was made from these dictionaries."""
+    """Check that an atlas was built from these dictionaries."""
     try:
         other = other_weights(atlas, dictionaries, sites, projector=model)
     except BadFile as error:
@@ -125,12 +125,12 @@ def _atlas(
 
 
 def _begin(model: LanguageModel, texts: Sequence[str], dictionaries: Mapping[Site, Dictionary]) -> Finding:
-    """Whether the model does better on texts that begin the other way, and what the files say of it."""
+    """Compare the loss with and without a begin-of-text token, and with what the dictionaries' files say."""
     some, now = list(texts[:_BEGUN]), model.prepend_bos
     losses: dict[bool, float] = {}
     for begun in (True, False):
         tokens = model.tokenize(some, add_bos=begun, max_length=_BEGUN_LENGTH + begun)
-        # of the same tokens: with a begin, the first of the text is predicted too
+        # compare the same tokens: with a begin-of-text token, the first token of the text is predicted too
         losses[begun] = float(model.loss(tokens)[:, int(begun) :].nanmean())
     trained = prepend_bos_of(dictionaries)
     how = {True: "with the begin-of-text token", False: "without the begin-of-text token"}
@@ -162,7 +162,7 @@ def _batches(model: LanguageModel, texts: Sequence[str], tokens: int) -> list[Te
 def _hidden_states(
     dictionary: Dictionary, model: LanguageModel, batches: Sequence[TextBatch], stated: float | None, *, explained: bool
 ) -> list[Finding]:
-    """The findings from hidden states, or that the model has none that fit."""
+    """The findings from hidden states, or one that says that the model has none of the right layer or width."""
     if own_spot(dictionary).layer < model.n_layers:
         dictionary = dictionary.for_model(model)
     own, written, site = own_spot(dictionary), written_spot(dictionary), dictionary.site
@@ -183,7 +183,7 @@ def _hidden_states(
 
 
 def _sites(sites: Sequence[Site]) -> Finding:
-    """Layers that one part has and another lacks."""
+    """Find sites, layers and parts that are missing from the release."""
     layers = sorted({site.layer for site in sites})
     parts = [part for part in Part if any(site.part is part for site in sites)]
     missing = [str(Site(layer, part)) for layer in layers for part in parts if Site(layer, part) not in sites]
@@ -200,7 +200,7 @@ def _sites(sites: Sequence[Site]) -> Finding:
 
 
 def _widths(widths: Mapping[Site, int]) -> Finding:
-    """All dictionaries of a part read one width."""
+    """Check that all dictionaries of a part read the same width."""
     by_part = {part: {w for site, w in widths.items() if site.part is part} for part in Part}
     numbers: dict[str, Number] = {
         part.value: ", ".join(map(str, sorted(found))) for part, found in by_part.items() if found

@@ -1,4 +1,4 @@
-"""What an examination found, as plain values that a report, a page or JSON shows. No torch."""
+"""The findings of an examination, as plain values for reports, pages and JSON. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Number: TypeAlias = float | int | str | bool
 
 
 class Severity(enum.StrEnum):
-    """How a finding is to be taken."""
+    """How serious a finding is."""
 
     OK = "ok"
     """As it should be."""
     LOOK = "look"
-    """Unusual; it may be meant."""
+    """Unusual, but possibly intended."""
     WRONG = "wrong"
     """Activations or directions are not what the release says."""
 
     @property
     def rank(self) -> int:
-        """0 for ok, 2 for wrong."""
+        """0 for ok, 1 for look, 2 for wrong."""
         return list(Severity).index(self)
 
 
 class CheckKind(enum.StrEnum):
-    """What was looked at."""
+    """The property that was checked."""
 
     SITES = "sites"
     ATLAS = "atlas"
@@ -58,15 +58,15 @@ class CheckKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at.
+        check: what was checked.
         site: the site, such as "24/res"; empty for the release as a whole.
-        severity: how to take it.
+        severity: how serious it is.
         said: what was found, in a sentence with its numbers.
         numbers: the same numbers by name.
-        advice: what to do, in a sentence; empty when nothing is to be done.
+        advice: what to do, in a sentence; empty when nothing needs doing.
     """
 
     check: CheckKind
@@ -80,7 +80,7 @@ class Finding:
 def finding(
     check: CheckKind, site: object, severity: Severity, said: str, numbers: Mapping[str, Number], advice: str = ""
 ) -> Finding:
-    """A finding of a site, or of the release for ""; one that is ok needs no advice."""
+    """Make a finding about a site, or about the release for ""; advice is dropped when the severity is ok."""
     return Finding(check, str(site), severity, said, numbers, "" if severity is Severity.OK else advice)
 
 
@@ -89,10 +89,10 @@ class Examination:
     """All findings of a release.
 
     Attributes:
-        release: its name.
-        model: the model its hidden states came from; empty where weights alone were looked at.
-        n_tokens: over how many tokens, those that are special not counted.
-        findings: in the order they were made: the release, then site by site.
+        release: the name of the release.
+        model: the model that the hidden states came from; empty if only the weights were examined.
+        n_tokens: number of tokens examined, not counting special tokens and the first position of each text.
+        findings: the list of sites and widths of the release, then the sites in turn, then the begin of text and atlas.
     """
 
     release: str
@@ -102,15 +102,15 @@ class Examination:
 
     @property
     def worst(self) -> Severity:
-        """The gravest severity there is."""
+        """The highest severity among the findings."""
         return max((finding.severity for finding in self.findings), key=lambda s: s.rank, default=Severity.OK)
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings of one severity."""
+        """The findings with this severity."""
         return tuple(finding for finding in self.findings if finding.severity is severity)
 
     def to_json(self) -> dict[str, Any]:
-        """Values that JSON can hold."""
+        """The examination as JSON-serialisable values."""
         return {
             "release": self.release,
             "model": self.model,

@@ -1,21 +1,21 @@
-"""What a dictionary makes of a model's hidden states, against what it makes of them when something is undone.
+"""How well a dictionary reconstructs a model's hidden states, as released and with each suspected fault undone.
 
     FVE = 1 - sum |h - h'|^2 / sum |h - mean h|^2          the fraction of variance explained, over tokens
 
-A dictionary may have been trained on another tensor than the one the release says. Tried are the same tap one layer
-before and after, the other taps of its layer and of the layer before, and, in models with a norm after each part, what
-the part gives before that norm. Neighbouring layers are much alike in a large model: there a dictionary of the next
-layer explains a few hundredths less than at home, which no other check notices. A dictionary explains most where it was
-trained, so any tensor that it explains better by `_LEAST` is worth a look, measured on all tokens.
+A dictionary may have been trained on a different tensor from the one that the release names. The check tries the same
+tap one layer before and after, the other taps of its layer and of the layer before, and, in models with a norm after
+each module, the module's output before that norm. Neighbouring layers of a large model are very similar: a dictionary
+read one layer off explains only a few hundredths less than where it was trained, and no other check notices. Since a
+dictionary explains most where it was trained, any tensor whose FVE is better by `_LEAST` on all tokens is worth a look.
 
-Positions that are massive (`sources.massive`) at any of these tensors are left out of all of them, so that the same
-tokens are compared; the FVE with them is told beside.
+Positions that are massive (`sources.massive`) at any of these tensors are left out at all of them, so that the same
+tokens are compared; the FVE that includes them is reported separately.
 
-A suspicion is another tensor to read (tap), or the same hidden states read by the dictionary put right: the input or
-the thresholds times a factor c, centred, normalised, b_dec subtracted or not, a matrix turned. The factor is searched
-on a grid of powers of two and then between its neighbours. A suspicion is taken for a fault where the variance that is
-left unexplained falls to less than `FAULT` of what it was, and is worth a look below `UNSURE`. Of several, the one that
-explains most is named; the others then say that they may be its shadow.
+A suspicion is either another tensor to read (tap), or the same hidden states read by a corrected dictionary: the input
+or the thresholds times a factor c, the input centred or normalised or not, b_dec subtracted or not, or a matrix
+transposed. The factor is searched on a grid of powers of two and then refined around the best one. A suspicion counts
+as a fault if the unexplained variance falls below `FAULT` of what it was, and as worth a look below `UNSURE`. If there
+are several, the one that explains most is named as the fault, and the others say that they may be side effects of it.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from saeflow.sources.massive import RATIO, is_massive, norm_limit
 from saeflow.sources.model import LanguageModel
 
 SCANNED: Final = 256
-"""Tokens that suspicions are tried on."""
+"""Number of tokens that suspicions are tried on."""
 _COARSE: Final = 96
-"""Tokens that the powers of two are tried on, of which all but the best are far off."""
+"""Number of tokens for the powers of two: few are enough, as all but the best factor are far off."""
 _POWERS: Final = range(-7, 8)
 _BLOCK: Final = 512
-"""Tokens whose dense activations are in memory at a time."""
+"""Number of tokens whose dense activations are in memory at a time."""
 
 FAULT: Final = 0.6
 UNSURE: Final = 0.85
 _LEAST: Final = 0.02
-"""FVE that a suspicion must gain: no hairs are split over a good reconstruction."""
+"""Minimum gain in FVE for a suspicion, so that tiny gains over a good reconstruction do not count."""
 _GOOD: Final = 0.2
-"""FVE that a suspicion must reach: being less bad is not a remedy."""
+"""Minimum FVE for a suspicion: a correction that is merely less bad is not a remedy."""
 _USUAL: Final = {CheckKind.SCALE: (0.8, 1.25), CheckKind.THRESHOLD_SCALE: (0.4, 2.5)}
-"""Factors between which nothing is missing: lower thresholds explain more of any dictionary, for more features."""
+"""Ranges of factors that count as no fault: lower thresholds raise the FVE of any dictionary, at a higher L0."""
 _DEAD: Final = 15.0
-"""Standard deviations above its mean at which a threshold counts as out of reach."""
+"""A threshold this many standard deviations above the mean pre-activation counts as out of reach."""
 _ADVICE: Final = {
     CheckKind.TAP: "The release names another tensor than it was trained on: correct its hook point or pass site=...",
     CheckKind.SCALE: "A normalisation factor is missing: fold it in (W_enc, threshold and b_enc are for c * h).",
@@ -73,7 +73,7 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, order=True)
 class Spot:
-    """A tensor of a layer: at a tap, or what the part at that tap gives before its norm (`raw`)."""
+    """A tensor of a layer: the one at a tap, or the output of the module there before its norm (`raw`)."""
 
     layer: int
     tap: Tap
@@ -89,13 +89,13 @@ class Spot:
 
 @dataclass(frozen=True, eq=False)
 class CapturedPlaces:
-    """Hidden states at some spots, row by row the same tokens everywhere.
+    """Hidden states at several spots; at every spot the rows belong to the same tokens.
 
     Attributes:
-        rest: of the tokens that count: not special, not the first of a text, massive nowhere.
-        first: of the first token of each text.
-        massive: of tokens that are not special and massive at one spot or more, the first of a text among them.
-        limits: the squared norm above which a token is massive.
+        rest: states of the ordinary tokens: not special, not the first of a text, and massive at no spot.
+        first: states of the first token of each text.
+        massive: states of tokens that are not special and massive at one or more spots, possibly the first of a text.
+        limits: the squared norm above which a token is massive, for each spot.
     """
 
     rest: Mapping[Spot, Float[Tensor, "n d"]]
@@ -105,20 +105,20 @@ class CapturedPlaces:
 
 
 def own_spot(dictionary: Dictionary) -> Spot:
-    """Where the release says the dictionary reads."""
+    """The tensor that the dictionary reads, according to the release."""
     point = dictionary.point
     return Spot(point.layer, point.tap, raw=point.view is View.MODULE)
 
 
 def written_spot(dictionary: Dictionary) -> Spot:
-    """What it reconstructs: what it reads, but for a transcoder."""
+    """The tensor that the dictionary reconstructs: the one it reads, except for a transcoder."""
     raw = dictionary.training.view is View.MODULE
     site = dictionary.site
     return Spot(site.layer, Tap.of(site.part), raw=raw) if dictionary.is_transcoder else own_spot(dictionary)
 
 
 def spots_around(dictionary: Dictionary, model: LanguageModel) -> tuple[Spot, ...]:
-    """The spots to try for a dictionary, its own first; those of another width are left out when they are read."""
+    """The spots to try for a dictionary, its own first; spots of another width are skipped later, once captured."""
     own = own_spot(dictionary)
     taps = list(Tap)
     spots = [own, *(Spot(own.layer + step, own.tap) for step in (-1, 1))]
@@ -130,7 +130,7 @@ def spots_around(dictionary: Dictionary, model: LanguageModel) -> tuple[Spot, ..
 
 
 def see(model: LanguageModel, batches: Sequence[TextBatch], spots: Sequence[Spot]) -> CapturedPlaces:
-    """Run the model over the batches and keep the hidden states at the spots.
+    """Run the model over the batches and capture the hidden states at the spots.
 
     Raises:
         UnknownSite: for a layer the model does not have.
@@ -177,13 +177,13 @@ def see(model: LanguageModel, batches: Sequence[TextBatch], spots: Sequence[Spot
 
 
 def n_seen(batches: Sequence[TextBatch]) -> int:
-    """How many tokens `see` looks at: those that are not special and not the first of their text."""
+    """The number of tokens that `see` examines: those that are not special and not the first of their text."""
     return sum(int(batch.real[:, 1:].sum()) for batch in batches)
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well hidden states are reconstructed, and by how many active features per token."""
+    """How well hidden states are reconstructed, and with how many active features per token."""
 
     fve: float
     l0: float
@@ -191,14 +191,14 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """Something undone, what that gives, and what it is.
+    """A suspected fault, the correction that was tried, and the resulting fit.
 
     Attributes:
-        check: which kind it is.
-        said: what was done: "read at 3/att", "with the input times 13.9".
-        fit: what it gives.
-        value: the factor, where there is one.
-        spot: what is read instead, where it is another tensor.
+        check: the kind of fault.
+        said: the correction in words: "read at 3/att", "with the input times 13.9".
+        fit: the fit with the correction.
+        value: the factor, if the correction is one; else NaN.
+        spot: the tensor read instead, if the correction is another tensor.
     """
 
     check: CheckKind
@@ -209,7 +209,7 @@ class Suspicion:
 
 
 def fve(h: Float[Tensor, "n d"], made: Float[Tensor, "n d"]) -> float:
-    """The fraction of the variance of `h` over tokens that `made` explains: 1 at best, below 0 where it hurts."""
+    """The fraction of the variance of `h` over tokens that `made` explains: at most 1, negative if it does harm."""
     total = (h - h.mean(dim=0)).square().sum()
     return float(1 - (h - made).square().sum() / total) if float(total) > 0 else math.nan
 
@@ -223,8 +223,8 @@ def fit(
 ) -> Fit:
     """Encode `read` times `scale`, decode, divide by `scale`, and compare with `written`, by default `read` itself.
 
-    A transcoder's output is not divided: it is another tensor. Where hidden states are centred first, what is to
-    be explained is too.
+    With `written` (a transcoder) the output is not divided, being a different tensor. If the dictionary centres its
+    input, the target `read` is centred too.
 
     Raises:
         WidthMismatch: when `read` is not `d_in` wide.
@@ -252,10 +252,10 @@ def variant(
     W_dec: Tensor | None = None,
     **preprocessing: bool | Norm,
 ) -> Dictionary:
-    """The dictionary with something of it changed; tensors are shared.
+    """A copy of the dictionary with the given parts changed; all other tensors are shared.
 
     Raises:
-        InvalidArgument: when shapes do not go together.
+        InvalidArgument: when shapes do not match.
     """
     return Dictionary(
         dictionary.site,
@@ -278,10 +278,10 @@ def suspicions(
     target: Float[Tensor, "n d_out"] | None,
     tried: tuple[Spot, ...],
 ) -> list[Suspicion]:
-    """Every suspicion that can be tried on these hidden states, undone; `target` is what a transcoder writes.
+    """Try every applicable correction on these hidden states; `target` is the tensor that a transcoder writes.
 
     Raises:
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor that is read on first use is bad.
     """
     h, before = captured[own][:SCANNED], dictionary.preprocessing
     target = None if target is None else target[:SCANNED]
@@ -290,13 +290,13 @@ def suspicions(
     def first(n: int) -> Tensor | None:
         return None if target is None else target[:n]
 
-    # 1. read at another tensor
+    # 1. read another tensor
     for spot in tried:
         if spot != own and captured[spot].shape[1] == dictionary.d_in:
             at = fit(dictionary, captured[spot][:SCANNED], target)
             found.append(Suspicion(CheckKind.TAP, f"read at {spot}", at, spot=spot))
 
-    # 2. a factor is missing on the input, or on the thresholds
+    # 2. a missing factor on the input or on the thresholds
     if before.norm is Norm.NONE:
         c, best = _best_factor(lambda c, n: fit(dictionary, h[:n], first(n), scale=c))
         found.append(Suspicion(CheckKind.SCALE, f"with the input times {c:.3g}", best, c))
@@ -310,7 +310,7 @@ def suspicions(
         c, best = _best_factor(with_thresholds)
         found.append(Suspicion(CheckKind.THRESHOLD_SCALE, f"with the thresholds times {c:.3g}", best, c))
 
-    # 3. the dictionary put right in each way that leaves the hidden state as it is
+    # 3. each correction of the dictionary itself
     said = f"with the input {'not ' if before.center else ''}centred"
     changed = [(CheckKind.CENTERING, said, variant(dictionary, center=not before.center))]
     for norm, said in (
@@ -331,9 +331,9 @@ def suspicions(
 
 
 def cut_for(dictionary: Dictionary, h: Float[Tensor, "n d_in"], l0: float) -> float | None:
-    """The factor on the thresholds at which as many features are active as stated; None where no factor does it.
+    """The factor on the thresholds at which `l0` features per token are active; None if no factor achieves it.
 
-    Halves the interval of factors between 1/128 and 128, since more is active the lower thresholds are.
+    Found by bisection on the logarithm of the factor between 1/128 and 128: lower thresholds activate more features.
     """
     activation = dictionary.activation
     if not isinstance(activation, JumpReLU | BatchTopK) or not bool((activation.threshold > 0).any()):
@@ -353,7 +353,7 @@ def cut_for(dictionary: Dictionary, h: Float[Tensor, "n d_in"], l0: float) -> fl
 
 
 def _best_factor(at: Callable[[float, int], Fit]) -> tuple[float, Fit]:
-    """The factor with the highest FVE: powers of two on few tokens, then between the neighbours of the best."""
+    """The factor with the highest FVE: first powers of two on few tokens, then finer steps around the best one."""
     coarse = {float(power): at(2.0**power, _COARSE).fve for power in _POWERS if power != 0}
     middle = max(coarse, key=lambda power: coarse[power])
     found = {middle: at(2.0**middle, SCANNED)}
@@ -366,7 +366,7 @@ def _best_factor(at: Callable[[float, int], Fit]) -> tuple[float, Fit]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """One dictionary and the hidden states for it; `explained`: its weights are wrong already."""
+    """A dictionary and its hidden states; `explained` says that a fault already found would explain a bad fit."""
 
     dictionary: Dictionary
     seen: CapturedPlaces
@@ -381,13 +381,13 @@ def examine_hidden_states(case: Case) -> list[Finding]:
     """The findings from hidden states.
 
     Raises:
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor that is read on first use is bad.
     """
     dictionary, h = case.dictionary, case.seen.rest[case.own]
     target = case.seen.rest[case.written] if dictionary.is_transcoder else None
     now = fit(dictionary, h, target)
 
-    # 1. suspicions: one finding for the best of each kind
+    # 1. suspicions: one finding for the best correction of each kind
     best_of: dict[CheckKind, Suspicion] = {}
     for one in suspicions(dictionary, case.seen.rest, case.own, target, case.tried):
         known = best_of.get(one.check)
@@ -396,7 +396,7 @@ def examine_hidden_states(case: Case) -> list[Finding]:
     part = fit(dictionary, h[:SCANNED], None if target is None else target[:SCANNED])
     nows = dict.fromkeys(best_of, part)
     tap = best_of.get(CheckKind.TAP)
-    if tap is not None and tap.spot is not None and tap.fit.fve > part.fve:  # may be close: on all tokens
+    if tap is not None and tap.spot is not None and tap.fit.fve > part.fve:  # may be close: use all tokens
         best_of[CheckKind.TAP] = replace(tap, fit=fit(dictionary, case.seen.rest[tap.spot], target))
         nows[CheckKind.TAP] = now
     tried = [one for one in best_of.values() if math.isfinite(one.fit.fve)]
@@ -407,7 +407,7 @@ def examine_hidden_states(case: Case) -> list[Finding]:
     thresholds_may_be = not case.explained and faults <= {CheckKind.THRESHOLD_SCALE}
     case = replace(case, explained=case.explained or bool(faults))
 
-    # 2. the reconstruction as it is
+    # 2. the reconstruction as released
     severity = (
         Severity.OK if now.fve >= 0.5 else Severity.WRONG if now.fve < 0 and not case.explained else Severity.LOOK
     )
@@ -422,7 +422,7 @@ def examine_hidden_states(case: Case) -> list[Finding]:
         else "None of what is tried explains it: are model, revision and dictionary those that belong together?",
     )
 
-    # 3. what the first token is like, which in most models is like no other
+    # 3. the first token, which in most models is unlike any other
     first = case.seen.first[case.own]
     norm = float(torch.linalg.vector_norm(first, dim=1).mean() / torch.linalg.vector_norm(h, dim=1).mean())
     l0 = float((dictionary.encode(first) > 0).float().sum(dim=1).mean())
@@ -435,7 +435,7 @@ def examine_hidden_states(case: Case) -> list[Finding]:
 
 
 def _massive(case: Case, now: Fit) -> Finding:
-    """How many positions are massive where the dictionary reads or writes, and the FVE with all that were left out."""
+    """Count the massive positions where the dictionary reads or writes; also the FVE with all excluded positions."""
     dictionary, seen = case.dictionary, case.seen
     here = dict.fromkeys((case.own, case.written))
     n = int(torch.stack([is_massive(seen.massive[spot], seen.limits[spot]) for spot in here]).any(dim=0).sum())
@@ -454,7 +454,7 @@ def _massive(case: Case, now: Fit) -> Finding:
 
 
 def _severity(now: Fit, one: Suspicion) -> Severity:
-    """How much less a suspicion leaves unexplained; anything for another tensor, since a dictionary has one home."""
+    """Grade a suspicion by how much unexplained variance it removes; for another tensor, `_LEAST` is enough."""
     low, high = _USUAL.get(one.check, (1.0, 1.0))
     if one.fit.fve <= max(_GOOD, now.fve + _LEAST) or low < one.value < high:
         return Severity.OK
@@ -465,8 +465,8 @@ def _severity(now: Fit, one: Suspicion) -> Severity:
 
 
 def _judged(case: Case, now: Fit, one: Suspicion, top: Suspicion | None) -> Finding:
-    """What a suspicion comes to; `top` is the one that explains most of those that are not ok."""
-    # 1. how much less it leaves unexplained
+    """The finding for a suspicion; `top` is the suspicion with the highest FVE among those that are not ok."""
+    # 1. grade it by how much less it leaves unexplained
     severity = _severity(now, one)
     numbers: dict[str, Number] = {
         "FVE": now.fve,
@@ -483,14 +483,14 @@ def _judged(case: Case, now: Fit, one: Suspicion, top: Suspicion | None) -> Find
             said = f"{case.own} explains {now.fve:.3f}; next best, {one.said}: {one.fit.fve:.3f}"
         return finding(one.check, case.dictionary.site, severity, said, numbers)
 
-    # 2. what it is, in a sentence
+    # 2. describe it in a sentence
     said = f"{one.said} it explains {one.fit.fve:.3f} instead of {now.fve:.3f} (L0 {one.fit.l0:.1f}, not {now.l0:.1f})"
     if one.check is CheckKind.TAP:
         said = (
             f"reads best at {one.said.removeprefix('read at ')}, told {case.own}: explains {one.fit.fve:.3f} there "
             f"and {now.fve:.3f} here (L0 {one.fit.l0:.1f}, not {now.l0:.1f})"
         )
-    if one.check is CheckKind.SCALE:  # is the factor one that releases divide by?
+    if one.check is CheckKind.SCALE:  # compare with the factors that releases commonly divide by
         h = case.seen.rest[case.own]
         mean = float(torch.linalg.vector_norm(h, dim=1).mean())
         known = {"sqrt(d_in) / mean |h|": h.shape[1] ** 0.5 / mean, "1 / mean |h|": 1 / mean}
@@ -509,7 +509,7 @@ def _judged(case: Case, now: Fit, one: Suspicion, top: Suspicion | None) -> Find
 
 
 def _l0(case: Case, now: Fit, *, thresholds_may_be: bool) -> Finding:
-    """Active features per token against what the release states."""
+    """Compare the number of active features per token with what the release states."""
     site, stated = case.dictionary.site, case.stated_l0
     if stated is None:
         return finding(CheckKind.L0, site, Severity.OK, f"{now.l0:.1f}; the release states none", {"L0": now.l0})
@@ -530,7 +530,7 @@ def _l0(case: Case, now: Fit, *, thresholds_may_be: bool) -> Finding:
 
 
 def _dead_and_dense(case: Case, now: Fit) -> list[Finding]:
-    """How often each feature fires, and how far those that never do stay below their thresholds."""
+    """How often each feature fires, and whether features that never fire could reach their thresholds."""
     dictionary, h = case.dictionary, case.seen.rest[case.own]
     n, site = dictionary.n_features, dictionary.site
     fired, total, squares = torch.zeros(3, n, device=h.device)

@@ -1,12 +1,12 @@
-"""What the weights alone say of a dictionary.
+"""Checks that need only the weights of a dictionary.
 
     norms        |W_dec_i|                                     no release promises 1, and matching does not need it
-    alignment    cos(W_enc_i, W_dec_i)                         a trained feature reads about what it writes; rows of
-                                                               two features are alike by chance only
+    alignment    cos(W_enc_i, W_dec_i)                         a trained feature reads roughly what it writes; rows of
+                                                               different features are similar only by chance
     duplicates   cos(W_dec_i, W_dec_j) > 0.999, i not j
 
-Where the rows are not aligned, they are read in other ways until they are: transposed, or in another order.
-Transcoders read and write two spaces, and are spared this.
+Where encoder and decoder rows are not aligned, the check tries a transposed matrix and another order of features.
+Transcoders are exempt from the alignment check, because they read and write different spaces.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.weights import first_rows, row_peaks
 
 ALIKE = 0.999
-"""Cosine above which two decoder rows are one."""
+"""Cosine above which two decoder rows count as duplicates."""
 _SAMPLED = 4096
-"""Rows that are compared with all others where there are more than four times as many."""
+"""About how many rows, evenly spaced, are compared with all others when there are more than four times as many."""
 _TILE = 2048
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "activation")
 
 
 def examine_weights(dictionary: Dictionary) -> list[Finding]:
-    """The findings from the weights of one dictionary; where a tensor cannot be read, these findings alone.
+    """The findings from the weights of one dictionary; if tensors cannot be read, only the findings that say so.
 
     Raises:
         Unreachable, NoSpace: when a tensor must be fetched and cannot be.
@@ -90,7 +90,7 @@ def _norms(dictionary: Dictionary) -> Finding:
 
 
 def _thresholds(dictionary: Dictionary, threshold: Tensor) -> Finding:
-    """A feature that is on writes threshold * |W_dec_i| or more, which is of the size of a hidden state at most."""
+    """An active feature writes at least threshold * |W_dec_i|, which should not exceed the size of a hidden state."""
     t, n = threshold.float().expand(dictionary.n_features), dictionary.n_features
     negative, zero = int((t < 0).sum()), int((t == 0).sum())
     least = t * torch.linalg.vector_norm(dictionary.W_dec.float(), dim=1)
@@ -116,19 +116,19 @@ def _thresholds(dictionary: Dictionary, threshold: Tensor) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The median cosine of a feature's two rows, and what rows of two features reach by chance (95 %)."""
+    """Median cosine of a feature's encoder and decoder rows, and the 95 % quantile for rows of different features."""
 
     matched: float
     chance: float
 
     @property
     def holds(self) -> bool:
-        """Whether the rows of a feature belong together."""
+        """Whether the two rows of a feature are more similar than by chance."""
         return self.matched > self.chance
 
 
 def alignment(W_enc: Float[Tensor, "n d_in"], W_dec: Float[Tensor, "n d_in"]) -> Alignment:
-    """How alike the two rows of a feature are; each is compared with its neighbour's for chance."""
+    """How similar the two rows of each feature are; the row of the preceding feature gives the chance level."""
     enc, dec = unit(W_enc), unit(W_dec)
     matched = (enc * dec).sum(dim=1)
     chance = (enc * dec.roll(1, dims=0)).sum(dim=1)
@@ -137,13 +137,13 @@ def alignment(W_enc: Float[Tensor, "n d_in"], W_dec: Float[Tensor, "n d_in"]) ->
 
 
 def unit(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """The rows at unit norm; a row of zeros stays one."""
+    """The rows scaled to unit norm; a row of zeros stays zero."""
     rows = rows.float()
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1e-30)
 
 
 def turned(matrix: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """A matrix whose values were written the other way round, [d n], and read as [n d]; square: its transpose."""
+    """Reinterpret a matrix read as [n d] whose values were stored as [d n]; for a square matrix, its transpose."""
     n, d = matrix.shape
     return matrix.reshape(d, n).T
 
@@ -156,8 +156,8 @@ def _alignment(dictionary: Dictionary) -> Finding:
     if now.holds:
         return finding(CheckKind.ALIGNMENT, site, Severity.OK, said, numbers)
 
-    # 1. is a matrix turned? Square matrices that agree after one is turned agree after the other is: norms tell which,
-    # as the matrix whose columns are of more equal norms than its rows lies the other way round
+    # 1. is a matrix transposed? If both are square, transposing either one restores the alignment, so the norms decide:
+    # a decoder whose columns have more equal norms than its rows is the transposed one
     def spread(dim: int) -> float:
         norms = torch.linalg.vector_norm(W_dec.float(), dim=dim)
         return float(norms.std() / norms.mean())
@@ -174,7 +174,7 @@ def _alignment(dictionary: Dictionary) -> Finding:
         numbers |= {"turned": which, "cosine turned": cosine}
         return finding(CheckKind.TRANSPOSED, site, Severity.WRONG, said, numbers, advice)
 
-    # 2. are features listed in another order?
+    # 2. are the features listed in different orders?
     partner = float((unit(W_enc[:256]) @ unit(W_dec).T).max(dim=1).values.median())
     if partner > 2 * max(now.matched, now.chance):
         said += f", and {partner:.2f} with the decoder row it is most alike (median)"

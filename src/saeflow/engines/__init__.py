@@ -1,8 +1,8 @@
-"""Engines: where units of work run. In this process, in a pool of processes, or on many machines through Ray.
+"""Engines run units of work: in this process, in a pool of processes, or on many machines through Ray.
 
 Every long job is a list of units (a pair of sites, a text, a cell of a sweep) and one function of a unit. Engines
-differ in where they call it and in nothing else: the unit, the function and what is written are the same. Opening an
-engine imports no torch, and Ray only where it is asked for.
+differ only in where they call that function; the units, the function and the output files are the same. Opening an
+engine does not import torch, and only the "ray" engine imports Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from saeflow.engines.worker import device_of_worker
 from saeflow.errors import InvalidArgument, nearest
 
 ENGINES: Final = ("here", "pool", "ray")
-"""Names that `open_engine` takes."""
+"""The names that `open_engine` accepts."""
 
 __all__ = ["ENGINES", "Engine", "InProcess", "device_of_worker", "open_engine"]
 
@@ -22,19 +22,19 @@ __all__ = ["ENGINES", "Engine", "InProcess", "device_of_worker", "open_engine"]
 def open_engine(
     name: str = "here", *, workers: int | None = None, address: str = "", cpus: int = 1, gpus: float = 0
 ) -> Engine:
-    """The engine of that name. Close it, or use it in a `with`.
+    """Open the engine with this name. Close it after use, or use it in a `with` statement.
 
     Args:
         name: "here", "pool" or "ray".
-        workers: processes of the pool, or of the cluster that Ray starts here; as many as there are cores for when
-            None. A cluster that is joined decides by itself.
-        address: of a running Ray cluster, such as "auto" or "ray://head:10001"; Ray starts one of its own when empty.
-        cpus: cores of a unit: threads it computes with, and what it asks Ray for.
-        gpus: GPUs a unit asks Ray for; a part of one is allowed. A unit that has one computes there.
+        workers: number of processes in the pool, or in the cluster that Ray starts on this machine; None means as many
+            as the cores allow. An existing cluster decides this itself.
+        address: address of a running Ray cluster, such as "auto" or "ray://head:10001"; if empty, Ray starts one.
+        cpus: cores per unit: the number of threads it computes with, and the cores it requests from Ray.
+        gpus: GPUs that a unit requests from Ray; fractions are allowed. A unit with a GPU computes on it.
 
     Raises:
-        InvalidArgument: for another name, a number out of range, or an argument that the engine does not take.
-        MissingExtra: for "ray" where it is not installed. A cluster is joined by the first run.
+        InvalidArgument: for an unknown name, a number out of range, or an argument that the engine does not take.
+        MissingExtra: for "ray" when it is not installed. A cluster is only joined by the first run.
     """
     if name not in ENGINES:
         raise InvalidArgument(f"there is no engine {name!r}.{nearest(name, ENGINES)} Engines: {', '.join(ENGINES)}.")

@@ -1,8 +1,8 @@
-"""Cluster: many machines through Ray, an extra. A unit is a Ray task with the cores and GPUs it asks for.
+"""The engine for many machines, through Ray (an extra). A unit is a Ray task with the cores and GPUs it requests.
 
-Ray places tasks, notices machines that are gone, and begins their tasks again elsewhere. The work goes into its object
-store once, and each worker process fetches it once; results, some kilobytes, come back the same way. Weights do not: a
-worker opens the files itself, so every machine needs them, in its own cache or on shared storage.
+Ray places tasks, notices machines that disappear, and restarts their tasks elsewhere. The work goes into Ray's object
+store once, and each worker process fetches it once; results, a few kilobytes each, come back through the same store.
+Weights are not sent: each worker opens the files itself, so every machine needs them in its cache or on shared storage.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from saeflow.engines.worker import Packed, Slot, UnitResult, pack, run_unit
 from saeflow.errors import InvalidArgument, MissingExtra, Unreachable, WorkerLost
 
 AHEAD: Final = 2
-"""Units in flight for each place: one that runs, and one that waits."""
+"""Units in flight per place in the cluster: one running and one waiting."""
 
 _LOOK: Final = 5.0
-"""Seconds between looks at how many places the cluster has, and to wait for an address to answer."""
+"""Seconds between checks of how many places the cluster has; also the timeout for an address to answer."""
 
 
 class Cluster(Engine):
-    """A Ray cluster; see the head of the file."""
+    """A Ray cluster; see the module docstring."""
 
     def __init__(self, workers: int | None = None, *, address: str = "", cpus: int = 1, gpus: float = 0) -> None:
-        """Nothing is joined or started before the first run.
+        """Prepare only: nothing is joined or started before the first run.
 
         Raises:
             MissingExtra: when Ray is not installed.
@@ -39,11 +39,11 @@ class Cluster(Engine):
         self._started, self._looked, self._seen = False, 0.0, 0
 
     def _join(self) -> None:
-        """Join the cluster at the address, or the one this process has joined, or start one on this machine.
+        """Use the cluster this process has already joined, or join the one at the address, or start one locally.
 
         Raises:
             Unreachable: when the cluster does not answer.
-            InvalidArgument: when a cluster that was started here has no place for a unit.
+            InvalidArgument: when a locally started cluster has no place for a unit.
         """
         if self._ray.is_initialized():
             return
@@ -68,7 +68,7 @@ class Cluster(Engine):
 
     @property
     def workers(self) -> int:
-        """Units that fit the cluster at a time, as of the last look; 0 before the first run."""
+        """The number of units that fit in the cluster at a time, as of the last check; 0 before the first run."""
         if not self._ray.is_initialized():
             return 0
         now = time.monotonic()
@@ -82,7 +82,7 @@ class Cluster(Engine):
     def run(
         self, work: Callable[[Unit], Result], units: Iterable[tuple[int, Unit]], *, name: str
     ) -> Iterator[tuple[int, Result]]:
-        """As `Engine.run` says; twice as many units are in flight as have a place."""
+        """See `Engine.run`; twice as many units are in flight as have a place."""
         if getattr(work, "__module__", "") == "__main__":
             raise InvalidArgument(
                 f"{name}: the work is defined in the script that is run, which a worker on another machine does not "
@@ -90,7 +90,7 @@ class Cluster(Engine):
             )
         packed = pack(work, name)
         self._join()
-        # in a list: Ray fetches an argument for every task, and what is inside one when it is requested
+        # inside a list, because Ray fetches a direct argument for every task, but a nested one only on request
         held = [self._ray.put(packed)]
         task = self._ray.remote(
             num_cpus=self._slot.cpus, num_gpus=self._slot.gpus or None, max_retries=TRIES - 1, name=f"saeflow {name}"
@@ -115,18 +115,18 @@ class Cluster(Engine):
                 yield number, answer.result()
         finally:
             for left in flying:
-                with contextlib.suppress(Exception):  # the cluster may be what is gone
+                with contextlib.suppress(Exception):  # the cluster itself may be gone
                     self._ray.cancel(left, force=True)
 
     def close(self) -> None:
-        """Leave the cluster, and end it if it was started here; one that was joined before is left alone."""
+        """Leave the cluster, and end it if this engine started it; one that was joined before is left alone."""
         if self._started and self._ray.is_initialized():
             self._ray.shutdown()
         self._started = False
 
 
 def _knock(address: str) -> None:
-    """Try the port of HOST:PORT or ray://HOST:PORT: Ray itself asks an address where nothing is for minutes.
+    """Try the port of HOST:PORT or ray://HOST:PORT first: Ray itself retries a dead address for minutes.
 
     Raises:
         Unreachable: when nothing listens there.
@@ -146,12 +146,12 @@ def _unjoined(address: str, error: Exception) -> Unreachable:
 
 
 def _unit(held: list[Any], key: str, unit: Any, slot: Slot) -> UnitResult:
-    """One unit, in a worker process of Ray."""
+    """Run one unit in a Ray worker process."""
     return run_unit(key, lambda: cast("Packed", _ray().get(held[0])), unit, slot)
 
 
 def _ray() -> Any:
-    """The package.
+    """Import and return the package ray.
 
     Raises:
         MissingExtra: when it is not installed.

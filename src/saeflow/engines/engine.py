@@ -1,12 +1,12 @@
-"""Engine: calls one function of a unit for many units, and gives the results back as they come.
+"""The Engine interface: call one function on many units, and yield the results as they arrive.
 
     with open_engine("pool", workers=8) as engine:
         for number, result in engine.run(work, enumerate(units), name="texts"):
             write(number, result)
 
-The side that calls `run` writes: under a name that the unit decides, whole or not at all. So a worker that is lost
-costs the unit it was at, and a run that is killed costs what was in flight. Units are drawn when there is a place for
-them, never all at once.
+The caller of `run` writes the results, each under a name determined by its unit, and completely or not at all. A lost
+worker therefore costs only its current unit, and a killed run only the units in flight. Units are drawn from the
+iterable as places become free, never all at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 TRIES: Final = 4
-"""How often a unit is begun before a run gives up: three workers may be lost under it."""
+"""How many times a unit is started before the run gives up: it survives the loss of three workers."""
 
 
 class Engine(abc.ABC):
@@ -29,7 +29,7 @@ class Engine(abc.ABC):
     @property
     @abc.abstractmethod
     def workers(self) -> int:
-        """How many units run at a time; on a cluster, as of now."""
+        """The number of units that run at a time; on a cluster this may change."""
 
     @abc.abstractmethod
     def run(
@@ -38,56 +38,56 @@ class Engine(abc.ABC):
         """Call `work` on every unit.
 
         Args:
-            work: a pure function of its unit. It may keep what it loads between units. Engines other than `InProcess`
-                send it to each worker once: it must pickle, and holds models and dictionaries that were opened by
-                name, which each worker opens itself.
-            units: (number, unit), drawn as places come free. A unit is small: a dict, a tuple.
-            name: of the job, for messages.
+            work: a pure function of its unit, which may keep what it loads between units. Engines other than
+                `InProcess` send it to each worker once, so it must be picklable; its models and dictionaries must have
+                been opened by name, because each worker opens them itself.
+            units: (number, unit) pairs, drawn as places become free. A unit is small: a dict, a tuple.
+            name: the name of the job, for messages.
 
         Yields:
-            (number, result) in the order in which they end.
+            (number, result) in the order in which units finish.
 
         Raises:
-            InvalidArgument: when the work cannot be sent, as with weights held in memory.
-            WorkerLost: when several workers were lost under one unit.
+            InvalidArgument: when the work cannot be sent, for example because it holds weights in memory.
+            WorkerLost: when several workers were lost at the same unit.
             Unreachable: when a cluster cannot be joined.
-            Whatever `work` raises, which ends the run; it is not tried again.
+            Whatever `work` raises, which ends the run; the unit is not retried.
         """
 
     def close(self) -> None:
-        """End what the engine started, if anything. May be called twice."""
+        """Stop whatever the engine started. May be called twice."""
         return
 
     def __enter__(self) -> Engine:
-        """The engine itself."""
+        """Return the engine itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the engine."""
         self.close()
 
 
 class InProcess(Engine):
-    """This process, one unit after the other, in their order; nothing is pickled."""
+    """Runs the units in this process, one after the other and in order; nothing is pickled."""
 
     @property
     def workers(self) -> int:
-        """One."""
+        """Always 1."""
         return 1
 
     def run(
         self, work: Callable[[Unit], Result], units: Iterable[tuple[int, Unit]], *, name: str
     ) -> Iterator[tuple[int, Result]]:
-        """As `Engine.run` says."""
+        """See `Engine.run`."""
         del name  # there is no worker to lose
         for number, unit in units:
             yield number, work(unit)
 
 
 def lost(name: str, unit: Any, tries: int, why: str) -> str:
-    """What is said of a unit under which workers were lost."""
+    """The error message for a unit at which workers were lost."""
     shown = repr(unit)
     return (
         f"{name}: {tries} workers were lost one after the other at the unit {shown[:200]}{'…' * (len(shown) > 200)} "

@@ -1,8 +1,8 @@
-"""Pool: processes of this machine, each with one unit at a time.
+"""The engine for a pool of processes on this machine, each with one unit at a time.
 
-Processes are spawned, not forked: torch's threads do not survive a fork. Each has a pipe of its own, so that the loss
-of one is noticed at once and costs one unit, and so that a worker whose driver is gone ends: a pool of
-`concurrent.futures` counts as broken as a whole, and leaves processes behind when its driver is killed.
+Processes are spawned, not forked, because torch's threads do not survive a fork. Each has its own pipe, so that the
+loss of a worker is noticed at once and costs one unit, and so that workers end when their driver is gone. A pool of
+`concurrent.futures` would break as a whole, and would leave processes behind when its driver is killed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from saeflow.errors import WorkerLost
 
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PATIENCE: Final = 3.0
-"""Seconds a worker gets to end by itself and clean up what it shares with the driver."""
+"""Seconds that a worker gets to exit and release what it shares with the driver before it is killed."""
 
 _SPAWN: Final = multiprocessing.get_context("spawn")
 
 
 @dataclass
 class _Task:
-    """A unit on its way."""
+    """A unit in flight, with the number of times it was started."""
 
     number: int
     unit: Any
@@ -41,7 +41,7 @@ class _Task:
 
 
 class _Process:
-    """A worker process and this end of its pipe."""
+    """A worker process and the driver's end of its pipe."""
 
     def __init__(self, slot: Slot) -> None:
         self.connection, theirs = _SPAWN.Pipe()
@@ -50,12 +50,12 @@ class _Process:
         )
         with _threads(slot.cpus):
             self.process.start()
-        theirs.close()  # the pipe ends with the process then
+        theirs.close()  # so that the pipe closes when the process ends
         self.holds = ""
         self.task: _Task | None = None
 
     def send(self, packed: Packed, task: _Task) -> None:
-        """Begin a unit. A process that is gone is noticed when its answer is waited for."""
+        """Start a unit. If the process is gone, this is only noticed while waiting for its answer."""
         self.task, task.tries = task, task.tries + 1
         sent = None if self.holds == packed.key else packed
         self.holds = packed.key
@@ -63,13 +63,13 @@ class _Process:
             self.connection.send((packed.key, sent, task.unit))
 
     def stop(self) -> None:
-        """Ask it to end: one without a unit ends with its pipe, another is interrupted."""
+        """Ask the process to end: closing the pipe ends an idle one, a busy one is terminated."""
         self.connection.close()
         if self.task is not None:
             self.process.terminate()
 
     def join(self) -> None:
-        """Wait until it has ended, and not for long."""
+        """Wait for the process to end, and kill it if that takes too long."""
         self.process.join(_PATIENCE)
         if self.process.is_alive():
             self.process.kill()
@@ -78,23 +78,23 @@ class _Process:
 
 
 class Pool(Engine):
-    """Processes of this machine; see the head of the file."""
+    """A pool of processes on this machine; see the module docstring."""
 
     def __init__(self, workers: int | None = None, *, cpus: int = 1) -> None:
-        """As many processes as there are cores for when `workers` is None; each begins with its first unit."""
+        """Use as many processes as the cores allow when `workers` is None; each starts with its first unit."""
         self._workers = workers or max(1, cores() // cpus)
         self._slot = Slot(cpus)
         self._processes: list[_Process] = []
 
     @property
     def workers(self) -> int:
-        """How many processes there are at most."""
+        """The maximum number of processes."""
         return self._workers
 
     def run(
         self, work: Callable[[Unit], Result], units: Iterable[tuple[int, Unit]], *, name: str
     ) -> Iterator[tuple[int, Result]]:
-        """As `Engine.run` says; as many units are in flight as there are processes."""
+        """See `Engine.run`; as many units are in flight as there are processes."""
         packed, drawn, again = pack(work, name), iter(units), deque[_Task]()
         try:
             while True:
@@ -121,7 +121,7 @@ class Pool(Engine):
         self._end(self._processes)
 
     def _hand_out(self, packed: Packed, drawn: Iterator[tuple[int, Any]], again: deque[_Task]) -> None:
-        """Begin a unit in every process that has none, while there are units."""
+        """Give a unit to every idle process while there are units, lost units first."""
         ready: list[tuple[_Process, _Task]] = []
         free = deque(process for process in self._processes if process.task is None)
         while free or len(self._processes) < self._workers:
@@ -131,7 +131,7 @@ class Pool(Engine):
                 task = _Task(*found)
             else:
                 break
-            if not free:  # all are started before the first gets a unit: they start together
+            if not free:  # start all processes before the first gets a unit, so that they start in parallel
                 self._processes.append(_Process(self._slot))
                 free.append(self._processes[-1])
             ready.append((free.popleft(), task))
@@ -139,10 +139,10 @@ class Pool(Engine):
             process.send(packed, task)
 
     def _lost(self, process: _Process, task: _Task, name: str) -> _Task:
-        """Give up a process that is gone; its unit is to be done again.
+        """Remove a dead process and return its task, which must be run again.
 
         Raises:
-            WorkerLost: when that happened too often.
+            WorkerLost: when the unit was already started TRIES times.
         """
         process.process.join()
         code = process.process.exitcode
@@ -160,14 +160,14 @@ class Pool(Engine):
 
 
 def cores() -> int:
-    """How many this process may use, where the system says so."""
+    """The number of cores this process may use, or all of the machine's if the system does not say."""
     allowed: Any = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def _threads(cpus: int) -> Generator[None]:
-    """What a process that is started inside computes with, set before it imports anything."""
+    """Set the thread counts that a process started inside inherits: they must be set before it imports anything."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, str(cpus)))
     try:
@@ -181,12 +181,12 @@ def _threads(cpus: int) -> Generator[None]:
 
 
 def _serve(connection: Connection, slot: Slot) -> None:
-    """A worker: answer until the pipe or the driver ends."""
+    """The main loop of a worker: answer until the pipe closes or the driver ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends the workers
     signal.signal(signal.SIGTERM, _leave)
     os.environ["TQDM_DISABLE"] = "1"  # the driver shows progress
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    # what is shared is given back by others of these; taking torch apart after that would only take seconds
+    # runs after the finalizers that release shared resources: skips torch's teardown, which would take seconds
     util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

@@ -1,7 +1,7 @@
-"""The far end of an engine: what a worker process does with a unit, and how the work gets there.
+"""The worker side of an engine: what a worker process does with a unit, and how the work gets there.
 
-The work is pickled once for a run and unpickled once in each worker, which keeps it with everything it has loaded.
-Pickle stays between processes of one run, of one user and one version; no file holds any.
+The work is pickled once per run and unpickled once in each worker, which keeps it and everything it has loaded.
+Pickles only pass between processes of one run, by one user and one version; they are never stored in files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saeflow.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A work as bytes, and a name for them."""
+    """Pickled work, with a hash as its key."""
 
     data: bytes
     key: str
@@ -31,7 +31,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What a unit may use: cores, and GPUs of its own."""
+    """The resources of a unit: cores and GPUs."""
 
     cpus: int = 1
     gpus: float = 0
@@ -39,17 +39,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """What became of a unit: a value, or the error it ended with and where that was raised."""
+    """The outcome of a unit: a value, or the error it raised with its traceback."""
 
     value: Any = None
     error: BaseException | None = None
     trace: str = ""
 
     def result(self) -> Any:
-        """The value.
+        """Return the value.
 
         Raises:
-            What the unit raised, with the worker's traceback as a note.
+            Whatever the unit raised, with the worker's traceback as a note.
         """
         if self.error is None:
             return self.value
@@ -59,7 +59,7 @@ class UnitResult:
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses tensors: weights are opened by every worker, never sent."""
+    """A pickler that rejects tensors: every worker opens weights itself, they are never sent."""
 
     def reducer_override(self, obj: Any) -> Any:
         torch: Any = sys.modules.get("torch")
@@ -73,10 +73,10 @@ class _Pickler(pickle.Pickler):
 
 
 def pack(work: Callable[[Any], Any], name: str) -> Packed:
-    """The work as bytes.
+    """Pickle the work.
 
     Raises:
-        InvalidArgument: when it holds what cannot be sent.
+        InvalidArgument: when it holds something that cannot be sent.
     """
     out = io.BytesIO()
     try:
@@ -91,27 +91,27 @@ def pack(work: Callable[[Any], Any], name: str) -> Packed:
 
 
 _held: Final[dict[str, Callable[[Any], Any]]] = {}
-"""The work this process keeps, by its key; one at a time, since each may hold a model."""
+"""The work this process keeps, by key; only one at a time, since each may hold a model."""
 
 _slot = Slot()
 
 
 def device_of_worker(device: str) -> str:
-    """Where something that was opened for `device` is opened here: on the GPU of a worker that was given one."""
+    """The device to use in this process for something opened on `device`: "cuda" in a worker with a GPU."""
     return "cuda" if _slot.gpus else device
 
 
 def holds(key: str) -> bool:
-    """Whether this process keeps the work of that key."""
+    """Whether this process keeps the work with this key."""
     return key in _held
 
 
 def take(packed: Packed, slot: Slot) -> None:
-    """Unpack a work and keep it in the place of the last one.
+    """Unpickle the work and keep it in place of the previous one.
 
     Raises:
         InvalidArgument: when another version of saeflow sent it.
-        What opening its model and dictionaries raises.
+        Whatever opening its models and dictionaries raises.
     """
     global _slot  # noqa: PLW0603  (one worker process is one slot)
     if packed.version != __version__:
@@ -121,7 +121,7 @@ def take(packed: Packed, slot: Slot) -> None:
         )
     _held.clear()
     _slot = slot
-    work: Any = pickle.loads(packed.data)  # noqa: S301  (made by `pack` of the same run)
+    work: Any = pickle.loads(packed.data)  # noqa: S301  (made by `pack` in the same run)
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != slot.cpus:
         torch.set_num_threads(slot.cpus)
@@ -129,21 +129,21 @@ def take(packed: Packed, slot: Slot) -> None:
 
 
 def run_unit(key: str, packed: Callable[[], Packed], unit: Any, slot: Slot) -> UnitResult:
-    """Do one unit; `packed` is called when this process does not keep the work yet."""
+    """Run one unit; `packed` is called only if this process does not keep the work yet."""
     try:
         if not holds(key):
             take(packed(), slot)
         return UnitResult(_held[key](unit))
-    except Exception as error:  # raised again on the other side
+    except Exception as error:  # raised again in the driver
         trace = "".join(traceback.format_exception(error)).rstrip()
         return UnitResult(error=_sendable(error), trace=f"in a worker on {socket.gethostname()}:\n{trace}")
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one that says the same, where it would not come through."""
+    """The error without its traceback, or a RuntimeError with the same message if it does not survive pickling."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
-    except Exception:  # an error of any class may have a constructor of its own
+    except Exception:  # constructors of error classes may need other arguments
         return RuntimeError(f"{type(error).__name__}: {error}")
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

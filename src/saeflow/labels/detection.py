@@ -1,8 +1,8 @@
 """How well a label tells where a feature fires: detection, after Paulo et al. 2024 (arXiv 2410.13928). No torch.
 
-A model is shown the label and some passages, half of which the feature fires on, and says which. None of them was seen
-by whoever wrote the label. The score is the balanced accuracy, (share of firing passages found + share of silent ones
-left) / 2: 0.5 for a label that says nothing, 1 for one that says all.
+A model is shown the label and some passages, half of which the feature fires on, and says which. None of these passages
+was shown when the label was written. The score is the balanced accuracy, (share of firing passages named + share of
+silent passages not named) / 2: 0.5 for a label that says nothing, 1 for a perfect one.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What came of showing a label and some passages.
+    """The result of showing a label and some passages.
 
     Attributes:
-        found: share of the passages it fires on that were named, 0 to 1.
+        found: share of the firing passages that were named, 0 to 1.
         left: share of the silent passages that were not named, 0 to 1.
-        n_firing: passages it fires on.
-        n_silent: silent passages.
-        silent_from: "controls", passages drawn at random in which it was seen to be silent; or "other features",
-            passages of others that hold none of its tokens, where it may fire for all that is known.
+        n_firing: number of passages the feature fires on.
+        n_silent: number of passages the feature is silent in.
+        silent_from: "controls", random passages in which the feature was observed to be silent; or "other features",
+            passages of other features that hold none of its tokens, where it may still fire.
     """
 
     found: float
@@ -65,7 +65,7 @@ class DetectionTrial:
     silent_from: str
 
     def scored(self, answers: Sequence[bool]) -> Detection:
-        """What the answers are worth.
+        """Score the answers, one per passage.
 
         Raises:
             InvalidArgument: when there is not one answer for each passage.
@@ -86,7 +86,7 @@ class Silence:
     Attributes:
         site: the site.
         controls: passages drawn at random, each with the features that fire in it.
-        rows: words of every feature, for sites without controls.
+        rows: words of every feature, used if there are no controls.
     """
 
     site: Site
@@ -95,7 +95,7 @@ class Silence:
 
     @staticmethod
     def of(path: Path, site: Site, rows: Sequence[FeatureWords | None]) -> Silence:
-        """Read the controls of a site, none where there is no file of them.
+        """Read the controls of a site; there are none if the file does not exist.
 
         Raises:
             BadFile: when the file cannot be read.
@@ -110,7 +110,7 @@ class Silence:
         return Silence(site, tuple(found), rows)
 
     def passages(self, feature: FeatureId, n: int, rng: np.random.Generator) -> tuple[list[str], str]:
-        """Up to `n` passages in which a feature is silent, drawn at random, and where they are from."""
+        """Draw up to `n` passages in which a feature is silent, and say where they are from."""
         silent = [text for text, active in self.controls if feature.index not in active and text.strip()]
         if silent:
             return [silent[place] for place in rng.permutation(len(silent))[:n].tolist()], CONTROLS
@@ -132,7 +132,7 @@ class Silence:
 def make_trial(
     feature: FeatureId, held_out: Sequence[Context], silence: Silence, n_silent: int, rng: np.random.Generator
 ) -> DetectionTrial | None:
-    """The passages to show for a feature, shuffled; None when there is none of either kind."""
+    """The passages to show for a feature, shuffled; None if there are no firing or no silent ones."""
     silent, silent_from = silence.passages(feature, n_silent, rng)
     if not held_out or not silent:
         return None

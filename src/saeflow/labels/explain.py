@@ -1,13 +1,13 @@
-"""Labels written by a language model from passages a feature fires on, and how well they tell others. No torch.
+"""Labels written by a language model from passages a feature fires on, and how well they predict others. No torch.
 
-    estimate(folder, chat.name, features)             # how many requests that will be
-    explained = explain(folder, chat, features)       # asks; what was answered is kept, and asked once
+    estimate(folder, chat.name, features)             # how many requests that will take
+    explained = explain(folder, chat, features)       # asks; answers are kept, so nothing is asked twice
     write_explanations(folder, explained)             # into the words, with the model's name and the score
 
 Half of a feature's passages are shown, with the tokens it fires on marked, and the model says what they share; the
-other half is for `detection`. An answer that is not the JSON that was asked for is asked for again, and then given up:
-the feature keeps the label it has. What passages say is material and may hold anything, so that nothing but the fields
-of that JSON is ever read.
+other half is for `detection`. An answer that is not the requested JSON is requested again, `TRIES` times in all; after
+that the feature keeps its old label. Passages are untrusted and may hold anything, so only the fields of that JSON are
+ever read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from saeflow.llm.endpoint import Messages
 from saeflow.records import Progress
 
 TRIES: Final = 3
-"""How often an answer is asked for that is not what it should be."""
+"""Maximum times a question is asked until its answer can be read."""
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ _AGAIN: Final = "That was not the JSON that was asked for ({why}). Answer with i
 
 @runtime_checkable
 class Chat(Protocol):
-    """Something that answers conversations: a language model behind an address, or what stands in for it."""
+    """Anything that answers conversations: a language model behind an address, or a stand-in."""
 
     @property
     def name(self) -> str:
@@ -48,7 +48,7 @@ class Chat(Protocol):
         ...
 
     def complete(self, conversations: Sequence[Messages]) -> Sequence[str]:
-        """The answer to each conversation, in order; as many at once as it can.
+        """The answer to each conversation, in order; asks as many at once as it can.
 
         Raises:
             Unreachable: when an answer does not come.
@@ -58,14 +58,14 @@ class Chat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What came of asking about a feature.
+    """The result of asking about a feature.
 
     Attributes:
-        feature: which one.
-        label: one line; empty when no answer could be used.
+        feature: the feature.
+        label: one line; empty if no answer could be used.
         by: the model's name.
-        detection: how well the label told held-out passages, None where there were none or no answer could be used.
-        problem: why there is no label, or no score; empty when there are both.
+        detection: how well the label predicted held-out passages; None if there were none or no answer could be used.
+        problem: why there is no label or no score; empty if there are both.
     """
 
     feature: FeatureId
@@ -80,10 +80,10 @@ class RequestEstimate:
     """What explaining some features will take, before anything is asked.
 
     Attributes:
-        requests: questions whose answer is not kept: one for each label, one for each score. Answers that cannot be
-            read are asked for again and come on top, up to `TRIES` in all for each.
-        cached: questions whose answer is kept.
-        silent: features without a passage, about which nobody is asked.
+        requests: questions without a kept answer: one for each label, one for each score. An unreadable answer is
+            requested again, which comes on top: up to `TRIES` requests per question in all.
+        cached: questions with a kept answer.
+        silent: features without passages, about which nothing is asked.
     """
 
     requests: int
@@ -102,7 +102,7 @@ def estimate(
     seed: int = 0,
     cache: Path | None = None,
 ) -> RequestEstimate:
-    """How many requests `explain` will make with a chat of this name, other arguments alike; asks nothing.
+    """How many requests `explain` will make with a chat of this name and the same other arguments; asks nothing.
 
     Raises:
         BadFile: when the words cannot be read.
@@ -141,25 +141,26 @@ def explain(
 ) -> Iterator[Explanation]:
     """Ask for a label of each feature, then how well it tells passages apart.
 
-    Passages are taken in turn, the strongest shown, the next held out, so that both are alike. Make words with 20
-    contexts or more for a score that means something.
+    Passages alternate, strongest first: one is shown, the next held out, so that both sets are alike. A meaningful
+    score needs words made with 20 contexts or more.
 
     Args:
         folder: a folder of words, with contexts.
-        chat: who is asked.
-        features: which ones; those without two passages come back with a problem, and nobody is asked.
-        shown: passages shown for the label, at most.
-        held_out: passages it fires on that are shown for the score, at most.
-        silent: passages it is silent in that are shown for the score, at most.
+        chat: the language model to ask.
+        features: features to explain. One without passages comes back with a problem, and nothing is asked about it;
+            one with a single passage gets no score.
+        shown: maximum passages shown for the label.
+        held_out: maximum firing passages shown for the score.
+        silent: maximum silent passages shown for the score.
         at_once: features asked about together.
-        seed: of the draw of silent passages and of the order of all.
-        cache: folder of answers, by the content of what was asked; in saeflow's cache when None.
-        progress: told (features done, features in all, feature).
+        seed: seed of the draw of silent passages and of the order of all passages.
+        cache: folder of answers, named by the content of the question; in saeflow's cache when None.
+        progress: called with (features done, features in all, feature).
 
     Raises:
         InvalidArgument: for a number below 1.
-        BadFile: when the words cannot be read, or the chat gives another number of answers than was asked for.
-        Unreachable: when an answer does not come; those that did are kept.
+        BadFile: when the words cannot be read, or the chat gives another number of answers than questions.
+        Unreachable: when an answer does not come; answers of earlier rounds of questions are kept.
     """
     for name, value in {"shown": shown, "held_out": held_out, "silent": silent, "at_once": at_once}.items():
         if value < 1:
@@ -176,7 +177,7 @@ def explain(
 
 
 def write_explanations(folder: Path, explained: Iterable[Explanation]) -> int:
-    """Write labels, who made them and their scores into a folder of words; returns how many.
+    """Write labels, who made them and their scores into a folder of words; returns the number of labels.
 
     Raises:
         BadFile: when the words cannot be read.
@@ -199,7 +200,7 @@ def write_explanations(folder: Path, explained: Iterable[Explanation]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A feature with what is shown of it."""
+    """A feature with the passages to show for it."""
 
     feature: FeatureId
     shown: tuple[Context, ...]
@@ -223,7 +224,7 @@ def _case(
 
 
 def _explained(asker: _Asker, chat: Chat, cases: Sequence[_Case]) -> Iterator[Explanation]:
-    """Labels of some features, then their scores: two rounds of questions."""
+    """Ask for the labels of some features, then for their scores: two rounds of questions."""
     possible = [case for case in cases if case.shown]
     labels = dict(
         zip(
@@ -253,14 +254,14 @@ def _problem(case: _Case, label: str, detection: Detection | None) -> str:
 
 
 class _Asker:
-    """Asks until answers can be read, and keeps those that could."""
+    """Asks until answers can be read, and keeps the readable ones."""
 
     def __init__(self, name: str, cache: Path | None) -> None:
         self.name = name
         self._answers = Answers(cache_folder() / "answers" if cache is None else cache)
 
     def ask(self, chat: Chat, questions: Iterable[Messages], *read: Callable[[str], T]) -> list[T | None]:
-        """What each question was answered with, None where no answer could be read; one reader, or one for each."""
+        """The answer to each question as read, None if none could be; `read` is one reader, or one per question."""
         asked = [list(question) for question in questions]
         keys = [self._key(question) for question in asked]
         readers = list(read) * len(asked) if len(read) == 1 else list(read)
@@ -289,7 +290,7 @@ class _Asker:
         return found
 
     def known(self, question: Messages, read: Callable[[str], T]) -> T | None:
-        """What is kept as the answer to a question; None where nothing is, or it cannot be read."""
+        """The kept answer to a question, as read; None if there is none, or it cannot be read."""
         answer = self._kept(self._key(question))
         try:
             return None if answer is None else read(answer)

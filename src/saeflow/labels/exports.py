@@ -1,16 +1,16 @@
 """Words of whole sites from the public exports of Neuronpedia. No torch.
 
-    plan = plan_fetch("gemma-scope-2b", sites, bucket)       # asks for lists; plan.to_fetch says how many bytes
+    plan = plan_fetch("gemma-scope-2b", sites, bucket)       # fetches lists; plan.to_fetch says how many bytes
     fetch_words(plan, bucket, words_folder("gemma-scope-2b", "neuronpedia"))
 
     v1/{model}/{source}/{explanations|features|activations}/batch-{n}.jsonl.gz
 
-Files are listed with S3's XML interface (version 2), which Google's storage speaks too. A folder on this machine with
-the same tree, such as `aws s3 sync --no-sign-request` leaves, can stand in for the bucket.
+Files are listed with S3's XML interface (version 2), which Google's storage also speaks. A local folder with the same
+tree, as made by `aws s3 sync --no-sign-request`, can stand in for the bucket.
 
-One site at a time: its files are fetched, read, written as a file of words, and deleted. A killed fetch resumes: sites
-that were written are left, files that came whole are read, and one that was cut goes on. Batches are sorted as text,
-"10" before "9": all of a source are needed for any feature.
+Sites are processed one at a time: the files of a site are fetched, read, written as a file of words, and deleted. A
+killed fetch resumes: sites already written are kept, complete files are read, and an incomplete one is continued.
+Batches are sorted as text, "10" before "9", so any feature needs all batches of its source.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class ExportKind(enum.StrEnum):
     EXPLANATIONS = "explanations"
     """Descriptions: small."""
     FEATURES = "features"
-    """How often a feature fires, and what it promotes, with histograms that are not kept."""
+    """How often a feature fires, and what it promotes; their histograms are not kept."""
     ACTIVATIONS = "activations"
     """Passages it fires on: far larger than the others."""
 
 
-# One source may keep the explanations of each model in a folder of its own, such as explanations-gpt-4o-mini.
+# A source may keep the explanations of each model in a separate folder, such as explanations-gpt-4o-mini.
 _FILE: Final = re.compile(
     r"(?P<kind>explanations|features|activations)(-[\w.-]+)?/batch-(?P<number>[0-9]{1,9})\.jsonl\.gz"
 )
@@ -73,7 +73,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where exports are, and where fetched ones are kept.
+    """Where exports are, and where fetched files are kept.
 
     Attributes:
         place: an address, or a folder with the same tree.
@@ -93,10 +93,10 @@ class Bucket:
         return not self.place.startswith(("http://", "https://"))
 
     def exports(self, source: Source) -> tuple[Export, ...]:
-        """The files of a source, by kind and number; empty when it has none.
+        """The files of a source, by kind and number; empty if it has none.
 
         Raises:
-            Unreachable: when the bucket does not answer, is no folder, or may not be asked (offline).
+            Unreachable: when the bucket does not answer or exist, or saeflow is offline and has no list.
             BadFile: when its list cannot be read.
         """
         prefix = f"v1/{source}/"
@@ -138,11 +138,11 @@ class Bucket:
         return (Path(self.place) if self.is_folder else self.folder) / export.key
 
     def fetch(self, export: Export, received: Received | None = None) -> Path:
-        """The file on this machine, fetched where it is not.
+        """The path of a file on this machine, fetched if needed.
 
         Raises:
             Unreachable: when it must be fetched and cannot be.
-            BadFile: when it does not have the size that was announced.
+            BadFile: when it does not have the announced size.
         """
         path = self.path(export)
         if self.is_here(export) or self.is_folder:
@@ -204,7 +204,7 @@ def _name(element: ET.Element) -> str:
 
 
 _WIDEST: Final = 1 << 21
-"""Features of a source, at most: larger numbers are not an index."""
+"""Maximum features of a source: larger numbers are not taken for an index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +222,11 @@ class FetchPlan:
 
     Attributes:
         release: its name.
-        sources: what Neuronpedia calls its sites.
+        sources: Neuronpedia's names for its sites.
         sites: the files of each site that has any.
-        missing: sites Neuronpedia has nothing of.
+        missing: sites for which Neuronpedia has nothing.
         size: bytes of all files.
-        to_fetch: bytes of those that are not on this machine.
+        to_fetch: bytes of the files that are not on this machine.
     """
 
     release: str
@@ -246,19 +246,19 @@ def plan_fetch(
     kinds: Collection[ExportKind] = (ExportKind.EXPLANATIONS, ExportKind.FEATURES),
     progress: Progress | None = None,
 ) -> FetchPlan:
-    """What there is to fetch, and how large it is; fetches lists alone, one or more per site.
+    """Find out what there is to fetch, and how large it is; fetches only lists, one or more per site.
 
     Args:
-        release: its name, for the folder's own description.
-        sources: what Neuronpedia calls its sites.
-        sites: which ones.
+        release: its name, recorded in the folder of words.
+        sources: Neuronpedia's names for its sites.
+        sites: which sites.
         bucket: where exports are.
         kinds: which files; activations are far larger than the others, and give contexts and tokens.
         progress: called with (sites done, sites in all, site).
 
     Raises:
-        InvalidArgument: for no kind of file.
-        UnknownSite: when no site has anything.
+        InvalidArgument: when `kinds` is empty.
+        UnknownSite: when no site has any file.
         Unreachable: when the bucket does not answer.
         BadFile: when a list cannot be read.
     """
@@ -303,21 +303,21 @@ def fetch_words(
 ) -> Path:
     """Fetch what is planned, and write it as a folder of words; returns the folder.
 
-    A feature with several explanations shows that of the model which explained most features of the site, or of the
-    model whose name holds `explainer`. A site without explanations, or a feature, is labelled by its tokens.
+    A feature with several explanations gets the one by the model that explained most features of the site, or by a
+    model whose name contains `explainer`. A feature without explanations is labelled by its tokens.
 
     Args:
         plan: what `plan_fetch` returned.
         bucket: where exports are.
-        out: the folder; sites in it that were written by the same plan are left.
-        contexts: passages kept of each feature, where activations are fetched.
+        out: the folder; sites in it that were written by the same plan are kept.
+        contexts: maximum passages kept per feature, if activations are fetched.
         explainer: part of the name of the model whose explanations are preferred.
-        keep: keep the fetched files, which are deleted once the words of their site are written.
-        progress: called with (bytes done, bytes in all, what).
+        keep: keep the fetched files, which are otherwise deleted once the words of their site are written.
+        progress: called with (bytes done, bytes in all, site).
 
     Raises:
         Unreachable: when a file must be fetched and cannot be.
-        BadFile: when a file is bad, and was bad again when it was fetched anew.
+        BadFile: when a file is bad, and is still bad after fetching it again.
     """
     about = read_about(out, release=plan.release, origin=NEURONPEDIA, model=plan.sources.model)
     done = 0
@@ -353,7 +353,7 @@ def fetch_words(
 
 @dataclass
 class _Gathered:
-    """What the files of a site say of its features."""
+    """What the files of a site say about its features."""
 
     contexts: int
     explainer: str
@@ -365,7 +365,7 @@ class _Gathered:
     passages: dict[int, list[tuple[float, str, str]]] = field(default_factory=dict)
 
     def add(self, kind: ExportKind, row: Mapping[str, Any]) -> None:
-        """Take in one row; one whose index can be none is counted and left out."""
+        """Take in one row; a row with an impossible index is counted and left out."""
         index = int(row["index"])
         if not 0 <= index < _WIDEST:
             self.skipped += 1
@@ -382,7 +382,7 @@ class _Gathered:
         else:
             peak, token, context = passage_of(row)
             if peak > 0:
-                # as text: a source has hundreds of thousands of passages, and texts are several times smaller
+                # as JSON text, several times smaller: a source has hundreds of thousands of passages
                 kept = self.passages.setdefault(index, [])
                 kept.append((peak, token, json.dumps([context.tokens, context.values, context.source])))
                 most = max(self.contexts, TOKENS)
@@ -390,7 +390,7 @@ class _Gathered:
                     self.passages[index] = _distinct(kept)[: 2 * most]
 
     def rows(self) -> list[FeatureWords | None]:
-        """Words of every feature, None where no file says anything."""
+        """Words of every feature; None where no file says anything."""
         counts = Counter(by for explained in self.explained.values() for by in {by for by, _ in explained})
         known = (self.explained, self.promotes, self.frequency, self.passages)
         rows: list[FeatureWords | None] = []
@@ -413,7 +413,7 @@ class _Gathered:
 
 
 def _distinct(passages: Iterable[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
-    """The different passages, strongest first, whatever their activations."""
+    """The passages that differ in text, strongest first; of equal texts, the strongest."""
     kept: dict[str, tuple[float, str, str]] = {}
     for passage in sorted(passages, key=lambda passage: -passage[0]):
         kept.setdefault("".join(json.loads(passage[2])[0]), passage)
@@ -423,7 +423,7 @@ def _distinct(passages: Iterable[tuple[float, str, str]]) -> list[tuple[float, s
 def _gathered(
     plan: SitePlan, bucket: Bucket, contexts: int, explainer: str, received: Callable[[int, Site], None]
 ) -> _Gathered:
-    """All rows of a site; a bad file is fetched anew, once."""
+    """All rows of a site; a bad file is fetched again once."""
     for last in (False, True):
         found = _Gathered(contexts, explainer)
         before = 0

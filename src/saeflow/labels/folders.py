@@ -1,4 +1,4 @@
-"""Where words of a release are kept, and what a folder of words says of itself. No torch."""
+"""Where words of a release are kept, and how a folder of words describes itself. No torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ LOCAL: Final = "local"
 TRANSFERRED: Final = "transferred"
 
 ABOUT: Final = "about.json"
-"""What a folder of words says of itself."""
+"""The file in which a folder of words describes itself."""
 
 FORMAT: Final = "saeflow-words"
 VERSION: Final = 1
 
 
 def words_folder(release: str | Path, origin: str) -> Path:
-    """Where words of a release are kept: in saeflow's cache, with a folder for each origin ("neuronpedia", "local",
-    "transferred").
+    """The folder in saeflow's cache for words of a release, by origin ("neuronpedia", "local", "transferred").
 
-    A path gets a name of its own, of its last part and a digest: two folders of one name stay apart.
+    A path is named by its last part and a digest, so that two folders of the same name stay apart.
     """
     name, pattern = folder_and_pattern(str(release))
     if Path(name).exists():
@@ -41,7 +40,7 @@ def words_folder(release: str | Path, origin: str) -> Path:
 
 
 def words_folders(release: str | Path, *, beside: Path | None = None) -> tuple[Path, ...]:
-    """Every folder that holds words of a release, in the order in which they are asked.
+    """Every folder that holds words of a release, in order of precedence.
 
     Args:
         release: "demo", the name of a release, or a folder.
@@ -57,11 +56,10 @@ def words_folders(release: str | Path, *, beside: Path | None = None) -> tuple[P
 
 
 def words_for(release: str | Path, *, beside: Path | None = None) -> Words:
-    """The words of a release that are on this machine, from all places together; never asks the network.
+    """The words of a release that are on this machine, merged from all places; never uses the network.
 
-    What one place does not know of a feature is taken from the next: words next to an atlas, those fetched from
-    Neuronpedia, those made here, labels carried over from another release, and single features that were requested
-    before.
+    What one place does not know about a feature is taken from the next: words next to an atlas, words fetched from
+    Neuronpedia, words made here, labels transferred from another release, and single features requested before.
 
     Args:
         release: "demo", the name of a release, or a folder.
@@ -78,7 +76,7 @@ def words_for(release: str | Path, *, beside: Path | None = None) -> Words:
 
 
 def read_about(folder: Path, **facts: str) -> dict[str, Any]:
-    """What a folder of words says of itself: these facts, and its `sites`; no sites where it says anything else."""
+    """A folder's description: `facts` and its `sites`; no sites if it is missing, damaged or has other facts."""
     fresh: dict[str, Any] = {"format": FORMAT, "version": VERSION, **facts, "sites": {}}
     try:
         found = read_json(folder / ABOUT)
@@ -89,5 +87,5 @@ def read_about(folder: Path, **facts: str) -> dict[str, Any]:
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write what a folder of words says of itself, whole or not at all."""
+    """Write a folder's description, whole or not at all."""
     write_atomic(folder / ABOUT, json.dumps(add_check(about), indent=1).encode())

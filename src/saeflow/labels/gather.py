@@ -1,8 +1,8 @@
-"""What is remembered of a site while text streams by: strongest and random passages, strongest tokens, a histogram.
+"""What is gathered at a site while text streams by: strongest and random passages, strongest tokens, a histogram.
 
-Memory is bounded by the dictionary, not by the text: of each feature a fixed number of passages, the strongest and
-some drawn at random, of tokens those with the highest mean activation so far, and counts of its activations. Sums are
-kept in whole numbers (units of 2^-20): they do not depend on the order of addition, and a run that was stopped and
+Memory is bounded by the dictionary, not by the text: for each feature, a fixed number of passages, the strongest and
+some drawn at random, the tokens with the highest mean activation so far, and counts of its activations. Sums are kept
+as whole numbers (units of 2^-20), so they do not depend on the order of addition, and a run that was stopped and
 resumed ends in the same bytes.
 """
 
@@ -23,19 +23,19 @@ from saeflow.labels.words import AFTER, BEFORE
 from saeflow.reading import parse_json
 
 SLOTS: Final = 32
-"""Tokens whose sums are kept of each feature; ten of them are shown."""
+"""Tokens per feature whose sums are kept; ten of them are shown."""
 
 SPARE: Final = 3
-"""Passages kept for each one shown: some turn out to be the same."""
+"""Passages kept for each one shown: some turn out to be duplicates."""
 
 PRIOR: Final = 10
-"""Silent occurrences every token is given: one seen a few times cannot lead."""
+"""Silent occurrences added to every token, so that one seen only a few times cannot lead."""
 
 DRAWN: Final = 16
-"""Passages drawn at random of each feature; one from each quarter of its activations is shown."""
+"""Passages per feature drawn at random; one from each quarter of its activations is shown."""
 
 BINS: Final = 32
-"""Bins of a histogram, half of which at least lie below the highest activation."""
+"""Bins of a histogram; at least half of them lie below the highest activation."""
 
 WINDOW: Final = BEFORE + 1 + AFTER
 _UNIT: Final = 2.0**20
@@ -43,17 +43,17 @@ _TICKETS: Final = 1 << 24  # whole numbers up to this are exact in float32
 
 
 class PassageSlots:
-    """The passages with the highest ranks, of each feature a fixed number.
+    """The passages with the highest ranks, a fixed number per feature.
 
     Attributes:
-        rank: Float[n_features, slots], what passages are kept by, highest first, 0 where a slot is free.
+        rank: Float[n_features, slots], by which passages are kept, highest first; 0 where a slot is free.
         ids: Int[n_features, slots, WINDOW], token ids, -1 beyond the ends of the text.
         values: Float[n_features, slots, WINDOW], activations.
-        source: Int[n_features, slots], number of where the text came from.
+        source: Int[n_features, slots], number of the text's source.
     """
 
     def __init__(self, n_features: int, slots: int, device: torch.device | str) -> None:
-        """All slots are free."""
+        """Start with all slots free."""
         self.rank = torch.zeros(n_features, slots, device=device)
         self.ids = torch.full((n_features, slots, WINDOW), -1, dtype=torch.int32, device=device)
         self.values = torch.zeros(n_features, slots, WINDOW, device=device)
@@ -66,9 +66,9 @@ class PassageSlots:
         ids: Int[Tensor, "batch pos"],
         source: Int[Tensor, " batch"],
     ) -> None:
-        """Of each text the passage around the token of the highest rank, if that is above 0 and among the highest.
+        """Take in the passage around each text's token of highest rank, if that is above 0 and among the highest.
 
-        Of equal ones those that came first are kept.
+        Ties keep the earliest.
         """
         n_texts, n_tokens, n_features = acts.shape
         rank, top = ranks.max(dim=1)
@@ -88,14 +88,14 @@ class PassageSlots:
 
 
 class FeatureStatistics:
-    """Gathered at one site.
+    """What is gathered at one site.
 
     Attributes:
         fired: Int[n_features], tokens each feature was active on.
-        massive: Int[1], tokens that did not count at this site, where they are massive (`sources.massive`).
+        massive: Int[1], tokens left out at this site because they are massive there (`sources.massive`).
         n_texts: Int[1], texts taken in.
         strongest: passages by their highest activation.
-        drawn: passages around a token that the feature fires on, at random.
+        drawn: passages around tokens the feature fires on, drawn at random.
         counts: Int[n_features, BINS], activations from 0 to 2^exponent, in bins of equal width.
         exponent: Int[n_features], the lowest with every activation below 2^exponent.
         pairs: Int[n_pairs], feature * vocabulary + token, ascending.
@@ -103,7 +103,7 @@ class FeatureStatistics:
     """
 
     def __init__(self, n_features: int, vocabulary: int, contexts: int, device: torch.device | str) -> None:
-        """Nothing seen yet; `contexts` passages are to be shown."""
+        """Start with nothing seen; `contexts` passages per feature are to be shown."""
         self.n_features, self.vocabulary = n_features, vocabulary
         self.fired = torch.zeros(n_features, dtype=torch.int64, device=device)
         self.massive = torch.zeros(1, dtype=torch.int64, device=device)
@@ -118,7 +118,7 @@ class FeatureStatistics:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """Everything gathered, by name."""
+        """All statistics, by name."""
         names = ("fired", "massive", "n_texts", "counts", "exponent", "pairs", "sums")
         slots = {"strongest": self.strongest, "drawn": self.drawn}
         return {name: getattr(self, name) for name in names} | {
@@ -138,13 +138,13 @@ class FeatureStatistics:
         real: Bool[Tensor, "batch pos"],
         source: Int[Tensor, " batch"],
     ) -> None:
-        """Take in some texts; their tokens count once `settle` was called.
+        """Take in some texts; `settle` must follow to add their activations to the token sums.
 
         Args:
             acts: activations; those of tokens that are not real do not count.
             ids: token ids.
-            real: which tokens are text.
-            source: number of where each text came from.
+            real: which tokens count.
+            source: number of each text's source.
         """
         acts = acts * real[..., None]
         self.fired += (acts > 0).sum(dim=(0, 1))
@@ -161,7 +161,7 @@ class FeatureStatistics:
     def _count(
         self, peak: Float[Tensor, " n_features"], feature: Int[Tensor, " n"], found: Float[Tensor, " n"]
     ) -> None:
-        """Add activations to the histograms; one that is too narrow gets bins twice as wide, as often as it takes."""
+        """Add activations to the histograms; the bins of one that is too narrow double in width as often as needed."""
         needed = torch.where(peak > 0, torch.frexp(peak).exponent.to(torch.int64), self.exponent)
         wider = (needed - self.exponent).clamp(min=0)
         self.exponent = self.exponent + wider
@@ -171,10 +171,10 @@ class FeatureStatistics:
         self.counts.view(-1).index_add_(0, feature * BINS + place, torch.ones_like(place))
 
     def settle(self, occurred: Int[Tensor, " vocab"]) -> None:
-        """Add what was taken in to the sums, and keep of each feature the tokens with the highest means.
+        """Add what was taken in to the sums, and keep for each feature the tokens with the highest means.
 
         Args:
-            occurred: how often each token was seen so far, all texts that were taken in included.
+            occurred: how often each token was seen so far, including in the texts just taken in.
         """
         pairs = torch.cat([self.pairs, *(pairs for pairs, _ in self._new)])
         value = torch.cat([self.sums, *(value for _, value in self._new)])
@@ -188,7 +188,7 @@ class FeatureStatistics:
 
 
 def _tickets(number: Int[Tensor, " batch"], n_tokens: int) -> Float[Tensor, "batch pos"]:
-    """Numbers above 0, up to 1, drawn for the tokens of texts; the same for the same number of a text."""
+    """Numbers above 0, up to 1, drawn for the tokens of texts; they depend only on the text's number and the place."""
     place = (number[:, None] + 1) * 8191 + torch.arange(n_tokens, device=number.device)[None]
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # splitmix64's, as signed numbers
         place = (place ^ ((place >> shift) & ((1 << (64 - shift)) - 1))) * factor
@@ -196,12 +196,12 @@ def _tickets(number: Int[Tensor, " batch"], n_tokens: int) -> Float[Tensor, "bat
 
 
 def means(sums: Int[Tensor, " n"], occurred: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Mean activation of a feature on a token over all occurrences of the token, drawn towards 0 by `PRIOR`."""
+    """Mean activation of a feature on a token over all occurrences of the token, shrunk towards 0 by `PRIOR`."""
     return sums.double() / _UNIT / (occurred + PRIOR)
 
 
 def ranks(group: Int[Tensor, " n"], value: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Place of each value among those of its group, 0 for the highest; of equal ones, the first is before.
+    """Rank of each value within its group, 0 for the highest; ties rank the earliest first.
 
     `group` is ascending.
     """
@@ -215,12 +215,12 @@ def ranks(group: Int[Tensor, " n"], value: Float[Tensor, " n"]) -> Int[Tensor, "
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A passage drawn at random: those with the lowest tickets are kept.
+    """A passage drawn at random; those with the lowest tickets are kept.
 
     Attributes:
         ticket: drawn from the seed and the number of the text.
-        ids: token ids, -1 for those that are no text.
-        source: number of where the text came from.
+        ids: token ids, -1 for tokens that are not text.
+        source: number of the text's source.
         active: for each site, the features that fire in the passage, ascending.
     """
 
@@ -239,7 +239,7 @@ class GatherState:
         occurred: Int[vocab], how often each token was seen.
         units: batches of texts taken in.
         n_texts: texts taken in.
-        n_tokens: tokens that count.
+        n_tokens: tokens that are not special.
         digest: sha256 of the texts.
         sources: where texts came from, by number.
         controls: passages drawn at random, lowest ticket first.
@@ -270,10 +270,10 @@ class GatherState:
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
     def unpack(self, data: bytes) -> GatherState:
-        """The inverse of `pack`, for the sites of this state, whose tensors it takes over.
+        """The inverse of `pack`, for the sites of this state, whose statistics it overwrites.
 
         Raises:
-            SafetensorError: when the data is not such a file.
+            SafetensorError: when the data is not a safetensors file.
             KeyError: when it is of other sites.
             ValueError: when its description cannot be read.
         """

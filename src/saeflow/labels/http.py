@@ -1,11 +1,11 @@
-"""Fetching over HTTP as a guest should: few requests, patience, and nothing lost when the line is cut. No torch.
+"""Fetching over HTTP as a good guest: few requests, patience, and nothing lost when the connection is cut. No torch.
 
-    get        a small answer, whole: tried again after 429, 5xx, cut connections and time-outs
-    download   a file: resumes where it was cut, if the server says that it is still the same file
+    get        a small answer, whole: retried after 429, 5xx, cut connections and time-outs
+    download   a file: resumed where it was cut, if the server says that it is still the same file
 
-A key goes in a header that is not sent on to another host, and stands in no message and no answer, also where a server
-repeats it. An answer of `get` has 64 MB at most and comes within `whole` seconds; a file has the size that was
-announced, at most 64 GB, and comes at 1 KB a second or faster; a cut that brought less than 64 KB counts as an attempt.
+A key goes in a header that is not sent on to another host, and appears in no message and no answer, even if a server
+repeats it. An answer of `get` has at most 64 MB and must arrive within `whole` seconds; a file has the announced size,
+or at most 64 GB, and must arrive at 1 KB per second or faster; a cut that brought less than 64 KB counts as an attempt.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from saeflow.version import __version__
 T = TypeVar("T")
 
 Received: TypeAlias = Callable[[int], None]
-"""Called with the number of bytes of a file that are here."""
+"""Called with the number of bytes of a file received so far."""
 
 _CUT: Final = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 _PIECE: Final = 1 << 18
 _MOST: Final = 64 << 20
-"""Bytes that an answer of `get` may have."""
+"""Maximum bytes of an answer of `get`."""
 _LARGEST: Final = 64 << 30
-"""Bytes that a file may have whose size nobody announced."""
+"""Maximum bytes of a file whose size was not announced."""
 _HOUR: Final = 3600.0
 
 
 class Fetcher:
-    """One guest of one service: its key, its share of requests, its patience."""
+    """A guest of one service: its key, its share of requests, its patience."""
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class Fetcher:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set how often is asked, and how long is waited.
+        """Set the limits on requests and waiting.
 
         Args:
-            headers: sent with each request to the address itself, and to none it leads on to.
-            per_hour: requests in any 60 minutes at most; those above wait.
-            attempts: how often a request is made in all, when answers say "later" or do not come.
+            headers: sent with each request to the address itself, but not to addresses it redirects to.
+            per_hour: maximum requests in any 60 minutes; further ones wait.
+            attempts: maximum attempts per request, when the service says "later" or does not answer.
             timeout: seconds without a byte after which an attempt is given up.
-            whole: seconds that an answer of `get` may take in all, and the beginning of a file.
-            patience: the longest time in seconds to wait before another attempt, if the service asks for it.
-            sleep: waits; another one in tests.
-            clock: seconds that only grow.
+            whole: seconds allowed for a whole answer of `get`, and for the beginning of a file.
+            patience: longest wait in seconds before another attempt, if the service asks for it.
+            sleep: waits for some seconds; replaced in tests.
+            clock: seconds on a monotonic clock.
         """
         self._headers = dict(headers or {})
         self._per_hour = per_hour
@@ -79,7 +79,7 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def get(self, url: str) -> bytes | None:
-        """The answer of the address; None for a 404.
+        """The answer of an address; None for a 404.
 
         Raises:
             Unreachable: when it refuses, or does not answer after all attempts.
@@ -87,17 +87,17 @@ class Fetcher:
         return self._patiently(url, lambda: within(self._whole, lambda: self._get_once(url)))
 
     def download(self, url: str, path: Path, *, size: int | None = None, received: Received | None = None) -> None:
-        """Fetch a file to `path`, whole or not at all; the piece that an earlier call left is resumed.
+        """Fetch a file to `path`, whole or not at all; a piece left by an earlier call is resumed.
 
         Args:
             url: where the file is.
-            path: where it goes. The piece is next to it as `{name}.part`, with what it is a piece of.
-            size: bytes the file should have, where that is known.
+            path: where it goes. The piece lies next to it as `{name}.part`, with a note of what it is a piece of.
+            size: expected bytes, if known.
             received: called after each piece.
 
         Raises:
             Unreachable: when the server refuses or does not answer after all attempts, or there is no such file.
-            BadFile: when what came does not have the size it should.
+            BadFile: when the file does not have the expected size.
         """
         part = path.with_name(f"{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class Fetcher:
             _forget(part)
 
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T | None:
-        """Make the attempts; one that brought new bytes is not counted."""
+        """Make the attempts; one that makes progress resets the count."""
         failed = 0
         while True:
             try:
@@ -157,7 +157,7 @@ class Fetcher:
             self._asked.append(now)
 
     def _wait(self, url: str, failed: int, wanted: float | None) -> None:
-        """As long as the service asks, else 1, 2, 4… seconds."""
+        """Wait as long as the service asks, else 1, 2, 4… seconds."""
         if wanted is not None and wanted > self._patience:
             raise Unreachable(
                 f"{url} asks to come back in {wanted:.0f} seconds. Try again then: what was fetched so far is kept."
@@ -181,7 +181,7 @@ class Fetcher:
         return request
 
     def _open(self, request: urllib.request.Request) -> Any:
-        return urllib.request.urlopen(request, timeout=self._timeout)  # noqa: S310 - http and https alone, see _request
+        return urllib.request.urlopen(request, timeout=self._timeout)  # noqa: S310 - http and https only, see _request
 
     def _get_once(self, url: str) -> bytes:
         with self._open(self._request(url, {})) as answer:
@@ -195,7 +195,7 @@ class Fetcher:
         return self._masked(data.decode("latin-1")).encode("latin-1")
 
     def _masked(self, text: str) -> str:
-        """What a server said, without a key that was sent to it."""
+        """What a server said, with the key that was sent to it masked."""
         return masked(text, *self._headers.values())
 
     def _download_once(self, url: str, part: Path, size: int | None, received: Received | None) -> bool:
@@ -217,7 +217,7 @@ class Fetcher:
             length = _length(answer.headers.get("Content-Length"))
             expected = None if length is None else here + length
             meter = Meter((_LARGEST if size is None else size) - here)
-            # the entity tag, or the date, without which a download never resumes: the file may be another one
+            # without an entity tag or a date, a download never resumes: the file may have changed
             tag = answer.headers.get("ETag", "")
             sign = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
             write_atomic(part.with_name(f"{part.name}.json"), json.dumps({"url": url, "sign": sign}).encode())
@@ -240,7 +240,7 @@ class Fetcher:
                 if here >= before + STEP and _left(part, url)[0]:
                     raise _Progress from None
                 raise
-        if expected is not None and here < expected:  # a cut that urllib did not see
+        if expected is not None and here < expected:  # a cut that urllib did not report
             if here >= before + STEP and _left(part, url)[0]:
                 raise _Progress
             raise http.client.IncompleteRead(b"", expected - here)
@@ -248,11 +248,11 @@ class Fetcher:
 
 
 class _Progress(Exception):
-    """The line was cut after new bytes came, and the download can resume."""
+    """The attempt made progress: new bytes came before a cut, or a piece of another file was discarded."""
 
 
 def _left(part: Path, url: str) -> tuple[int, str]:
-    """How much of the file is here, and what to tell the server it is a piece of; 0 when nothing can be used."""
+    """Size of the usable piece of the file, and the sign by which the server knows it; 0 and "" without one."""
     try:
         kept = read_json(part.with_name(f"{part.name}.json"))
         if kept["url"] == url and kept["sign"]:
@@ -268,11 +268,11 @@ def _forget(part: Path) -> None:
 
 
 def _pieces(answer: Any) -> Iterator[bytes]:
-    """What comes, as it comes: a read of a length would wait until all of it is there."""
+    """What comes, as it comes: a read of a fixed length would wait for all of it."""
     while piece := answer.read1(_PIECE):
         yield piece
 
 
 def _length(header: str | None) -> int | None:
-    """A length in bytes that a header states; None where it states none that can be."""
+    """The length in bytes that a header states; None if it states no valid one."""
     return int(header) if header and header.isdecimal() and len(header) < 19 else None

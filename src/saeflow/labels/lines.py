@@ -1,9 +1,9 @@
-"""Lines of text in one .gz file of which a single one can be read. No torch.
+"""Lines of text in one .gz file, readable one at a time. No torch.
 
-A graph needs one feature at each of many sites, and a site of 131,072 features is tens of MB unpacked. So the
-file is a chain of gzip members of 256 lines each, and ends with an empty member whose header says where the others
-begin: an extra field (RFC 1952, section 2.3.1.1) that ends in a length and a mark, and so is found from the end. Any
-reader of gzip sees the plain lines; a plain .gz file, without that last member, is read whole.
+A graph needs one feature at each of many sites, and a site of 131,072 features is tens of MB unpacked. The file is
+therefore a chain of gzip members of 256 lines each, and ends with an empty member whose header says where the others
+begin: in an extra field (RFC 1952, section 2.3.1.1) that ends in a length and a mark, by which it is found from the
+end. To any reader of gzip the file is plain lines; a plain .gz file without that last member is read whole.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _COUNTS: Final = struct.Struct("<IQ")  # lines of a block, lines in all
 _TAIL: Final = struct.Struct("<I4s")  # length of the last member, mark
 _MARK: Final = b"SFL1"
 _EMPTY: Final = b"\x03\x00" + bytes(8)  # an empty deflate stream, its checksum and its length
-_LEAST: Final = 20  # bytes of a gzip member
-_LONGEST: Final = 1 << 17  # bytes of the last member, whose extra field has 65,535 at most
+_LEAST: Final = 20  # minimum bytes of a gzip member
+_LONGEST: Final = 1 << 17  # maximum bytes of the last member; its extra field has 65,535 at most
 _MOST_BLOCKS: Final = (65_535 - 4 - _COUNTS.size - _TAIL.size) // 4
 
 _Stamp: TypeAlias = tuple[int, int]
@@ -41,7 +41,7 @@ _Stamp: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Where the members begin, with the end of the last, and how many lines there are."""
+    """Lines per member, lines in all, and where the members begin, followed by the end of the last."""
 
     block: int
     n_lines: int
@@ -49,7 +49,7 @@ class _Index:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Write lines, none of which may hold a line break, whole or not at all; returns how many.
+    """Write lines, none of which may hold a line break, whole or not at all; returns the number of lines.
 
     The same lines give the same bytes.
 
@@ -71,7 +71,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> int:
 
 
 def read_line(path: Path, row: int) -> str | None:
-    """The line of a row, None when there is no such file or row; a few blocks are kept in memory.
+    """A single line by its row; None if there is no such file or row. Keeps a few blocks in memory.
 
     Raises:
         BadFile: when the file cannot be read.
@@ -89,7 +89,7 @@ def read_line(path: Path, row: int) -> str | None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Every line, in order; none when there is no such file. Keeps one block in memory.
+    """Every line, in order; nothing if there is no such file. Keeps one line in memory.
 
     Raises:
         BadFile: when the file cannot be read.
@@ -105,12 +105,12 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is such a file and every byte of it is as it was written; reads all of it."""
+    """Whether the file exists and every byte of it is as it was written; reads all of it."""
     try:
         stamp = _stamp(path)
         if stamp is None:
             return False
-        # only one of very many blocks has no index
+        # only a file of very many blocks is written without an index
         if _index(path, stamp) is None and stamp[1] < _MOST_BLOCKS * _LEAST:
             return False
         for _ in gzip_lines(path):
@@ -129,7 +129,7 @@ def _last_member(lengths: list[int], n_lines: int) -> bytes:
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """What changes when the file does; None when there is none."""
+    """A value that changes with the file; None if there is none."""
     try:
         size = regular(path)
         return path.stat().st_mtime_ns, size
@@ -141,7 +141,7 @@ def _stamp(path: Path) -> _Stamp | None:
 
 @lru_cache(maxsize=1024)
 def _index(path: Path, stamp: _Stamp) -> _Index | None:
-    """The index at the end of the file; None when there is none."""
+    """The index at the end of the file; None if there is none."""
     size = stamp[1]
     if size < _HEAD.size + _COUNTS.size + _TAIL.size + len(_EMPTY):
         return None
@@ -192,7 +192,7 @@ def _whole(path: Path, stamp: _Stamp) -> tuple[str, ...]:
 
 
 def _require_some(stamp: _Stamp) -> None:
-    """Even a file of no lines has a gzip header; one of no bytes was cut."""
+    """Refuse an empty file, which must have been cut: even one without lines has a gzip header."""
     if stamp[1] == 0:
         raise EOFError("the file is empty")
 

@@ -2,15 +2,15 @@
 
     make_words(load_model("demo"), load_dictionaries("demo"), texts, out="words")
 
-The text streams by once for all sites (once for each group of `sites_at_once`, where memory is short): the model
-runs, each dictionary encodes, and of each feature the strongest passages and some at random, the tokens with the
-highest mean activation, a histogram of its activations and the share of tokens it fires on are kept (`gather`). A
-position that is massive at a site (`sources.massive`) does not count there: the features that fire on it, often
-hundreds, do so for its size. Then come the logit lens of its row, the rows nearest to it, and a label of its four
-strongest tokens. A killed run resumes from its last checkpoint, and ends in the same bytes.
+The text streams by once for all sites (once for each group of `sites_at_once`, if memory is short): the model runs,
+each dictionary encodes, and `gather` keeps for each feature the strongest passages and some random ones, the tokens
+with the highest mean activation, a histogram of its activations and the share of tokens it fires on. A position that is
+massive at a site (`sources.massive`) does not count there: the features that fire on it, often hundreds, do so because
+of its size. Then come the logit lens of the feature's row, the rows nearest to it, and a label of its four strongest
+tokens. A killed run resumes from its last checkpoint, and ends in the same bytes.
 
-Next to the words of a site there is `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features
-that fire in each. `detection` takes its silent examples from them.
+Next to the words of a site lies `{layer}.{part}.controls.jsonl.gz`: passages drawn at random, with the features that
+fire in each. `detection` takes its silent examples from them.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Spelling
 
 CONTROLS: Final = 128
-"""Passages drawn at random, at most one from each text."""
+"""Maximum passages drawn at random, at most one from each text."""
 
 AT_ONCE: Final = 1 << 26
-"""Numbers in memory at a time: activations of some texts, logits of some features."""
+"""Numbers in memory at a time: activations of some texts, or logits of some features."""
 
 NEAR: Final = 5
-"""Rows of the same dictionary that are named of each feature."""
+"""Nearest rows of the same dictionary listed for each feature."""
 
 QUARTERS: Final = 4
-"""Parts of a feature's activations, of equal size, from each of which a passage is shown."""
+"""Equal parts of a feature's activations, by quantile; a passage is shown from each."""
 
 _SHOWN: Final = (BEFORE, AFTER, DRAWN, BINS, NEAR)
 _UNFINISHED: Final = ".making"
@@ -75,7 +75,7 @@ _UNFINISHED: Final = ".making"
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A text, and what to call where it came from."""
+    """A text, and a name for where it came from."""
 
     text: str
     source: str = ""
@@ -102,20 +102,20 @@ def make_words(
 
     Args:
         model: the model the dictionaries were trained on.
-        dictionaries: what to make words for.
-        texts: any texts; they are read again for each group of sites and after a kill. A generator, which can be
-            read once, is refused. Empty texts are passed over.
+        dictionaries: dictionaries by site.
+        texts: any texts; they are read again for each group of sites and after a kill, so a generator, which can be
+            read only once, is refused. Empty texts are skipped.
         out: the folder. An unfinished run resumes there if it is the same run.
         sites: which sites; all of `dictionaries` when None.
-        contexts: passages shown of each feature.
-        max_length: tokens of each text, the begin-of-text token included.
+        contexts: passages shown per feature.
+        max_length: maximum tokens per text, including the begin-of-text token.
         max_tokens: stop after this many tokens that are not special.
-        texts_at_once: texts the model runs on together. Words depend on it by the rounding of its matrix products.
+        texts_at_once: texts per forward pass. Words depend on it through the rounding of matrix products.
         sites_at_once: dictionaries in memory at a time; all when None.
-        seed: sets which passages are the controls.
-        release: name of the dictionaries, for the folder's own description.
-        checkpoint_seconds: how long to work between two checkpoints; 0 makes one after each batch of texts.
-        progress: called with (texts done over all groups, texts in all or 0 where it is not known, what).
+        seed: determines which passages are the controls.
+        release: name of the dictionaries, recorded in the folder.
+        checkpoint_seconds: seconds of work between two checkpoints; 0 makes one after each batch of texts.
+        progress: called with (texts done over all groups, texts in all or 0 if unknown, what).
 
     Raises:
         InvalidArgument: for a number out of range, a generator, or texts without a token.
@@ -153,7 +153,7 @@ def make_words(
 
 @dataclass(frozen=True)
 class _GroupRun:
-    """One group of sites and everything that determines their words."""
+    """One group of sites, and everything that determines their words."""
 
     model: LanguageModel
     dictionaries: Mapping[Site, Dictionary]
@@ -172,7 +172,7 @@ class _GroupRun:
         return self.out / _UNFINISHED / f"{self.key}.safetensors"
 
     def is_done(self) -> bool:
-        """Whether the folder holds these very words, of these texts."""
+        """Whether the folder holds exactly these words, of these texts."""
         sites = read_about(self.out, origin=LOCAL)["sites"]
         known = [sites.get(str(site), {}) for site in self.group]
         paths = [path(self.out, site) for site in self.group for path in (words_path, controls_path)]
@@ -184,7 +184,7 @@ class _GroupRun:
         return all(one.get("texts") == digest for one in known)
 
     def gather(self, checkpoint_seconds: float, progress: Progress) -> GatherState:
-        """Read the texts, from the last checkpoint on."""
+        """Read the texts, starting from the last checkpoint."""
         state = self._restored()
         digest = hashlib.sha256()
         saved = time.monotonic()
@@ -205,7 +205,7 @@ class _GroupRun:
         return state
 
     def write(self, state: GatherState, release: str) -> None:
-        """Write the words of the group, then the controls, then that they are done."""
+        """Write the words of the group, then the controls, then a note that they are done."""
         about: dict[str, Any] = read_about(self.out, origin=LOCAL) | {"release": release, "model": self.model.name}
         spelling, scale = self.model.spelling, lens_scale(self.model)
         for site in self.group:
@@ -238,7 +238,7 @@ class _GroupRun:
         return digest.hexdigest()
 
     def _restored(self) -> GatherState:
-        """The state of the last checkpoint, if it is of these texts; else nothing seen."""
+        """The state of the last checkpoint if it is of these texts; otherwise an empty state."""
         device, vocabulary = self.dictionaries[self.group[0]].W_enc.device, vocabulary_of(self.model)
 
         def fresh() -> GatherState:
@@ -299,7 +299,7 @@ class _GroupRun:
         real: Bool[Tensor, "batch pos"],
         source: Int[Tensor, " batch"],
     ) -> dict[int, tuple[slice, Control]]:
-        """The texts of this unit that have a passage among the controls so far; text in the unit -> place, control."""
+        """Draw a passage per text, and return those among the controls so far: text in the unit -> (span, control)."""
         drawn: dict[int, tuple[slice, Control]] = {}
         for text in range(len(ids)):
             columns = real[text].nonzero().flatten().tolist()
@@ -319,7 +319,7 @@ class _GroupRun:
 
 
 def _key(said: list[Any], dictionaries: Sequence[Dictionary], model: LanguageModel) -> str:
-    """A digest of everything but the texts that determines the words of a group."""
+    """A digest of everything except the texts that determines the words of a group."""
     digest = hashlib.sha256(json.dumps(said).encode())
     for dictionary in dictionaries:
         digest.update(f"{dictionary.site} {encoder_digest(dictionary, model)} {dictionary.W_dec.dtype}".encode())
@@ -335,12 +335,12 @@ def _add_to(digest: Any, unit: Sequence[Passage]) -> None:
 
 
 def vocabulary_of(model: LanguageModel) -> int:
-    """How many tokens the model knows, those that pad its embedding included."""
+    """How many tokens the model knows, including those that pad its embedding."""
     return int(cast("nn.Embedding", model.hf_model.get_input_embeddings()).num_embeddings)
 
 
 def controls_path(folder: Path, site: Site) -> Path:
-    """The file of a site's passages drawn at random, in a folder of words."""
+    """The file of a site's randomly drawn passages, in a folder of words."""
     return folder / f"{site.layer}.{site.part.value}.controls.jsonl.gz"
 
 
@@ -382,14 +382,14 @@ def feature_rows(
 
 
 def control_line(control: Control, site: Site, sources: Sequence[str], spelling: Spelling) -> str:
-    """A passage drawn at random as a line of JSON, with the features of the site that fire in it."""
+    """A control as a line of JSON, with the features of the site that fire in it."""
     tokens = spelling.tokens([token for token in control.ids if token >= 0])
     row = {"tokens": tokens, "source": sources[control.source], "active": control.active[str(site)]}
     return json.dumps(row, separators=(",", ":"))
 
 
 def _strongest_tokens(seen: FeatureStatistics, occurred: Int[Tensor, " vocab"]) -> dict[int, list[int]]:
-    """Of each feature, the ids of the tokens with the highest mean activation, best first."""
+    """For each feature, the ids of the tokens with the highest mean activation, best first."""
     feature, token = seen.pairs // seen.vocabulary, seen.pairs % seen.vocabulary
     rank = ranks(feature, means(seen.sums, occurred[token]))
     shown = rank < TOKENS
@@ -401,13 +401,13 @@ def _strongest_tokens(seen: FeatureStatistics, occurred: Int[Tensor, " vocab"]) 
 
 
 def lens_scale(model: LanguageModel) -> Float[Tensor, " vocab"]:
-    """1 over the length of each token's row in the logit lens; NaN for tokens that are not shown.
+    """1 over the norm of each token's row in the logit lens; NaN for tokens that are not shown.
 
-    The rarer a token, the longer its row: in SmolLM2 135M the median is 2.5 for tokens that come 100 times in a million
-    or more, and 3.4 for the 20,000 that never came. So the highest logits of most directions are those of rare pieces.
-    Over the length of its row a logit is, but for one factor, the cosine of direction and row: how far it stands out
-    among what the token gets from other directions. Not shown are special tokens, those of whitespace alone, and parts
-    of a character.
+    The rarer a token, the longer its row: in SmolLM2 135M the median norm is 2.5 for tokens that come 100 times in a
+    million or more, and 3.4 for the 20,000 that never came. Most directions therefore have their highest logits on rare
+    pieces. Divided by the norm of its row, a logit is, up to one factor, the cosine of direction and row: how far it
+    stands out among the logits that other directions give the token. Special tokens, pure whitespace and parts of a
+    character are not shown.
     """
     vocabulary = vocabulary_of(model)
     squares = torch.zeros(vocabulary, device=model.device)
@@ -422,7 +422,7 @@ def lens_scale(model: LanguageModel) -> Float[Tensor, " vocab"]:
 def _promotes(
     model: LanguageModel, dictionary: Dictionary, scale: Float[Tensor, " vocab"], spelling: Spelling
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The tokens each row raises and lowers most in the logit lens, over what they get elsewhere (`lens_scale`)."""
+    """The tokens each row raises and lowers most in the logit lens, with logits scaled by `lens_scale`."""
     rows = dictionary.directions(model).to(model.device)
     k = min(TOKENS, len(scale))
     for some in rows.split(max(1, AT_ONCE // len(scale))):
@@ -438,7 +438,7 @@ def _promotes(
 
 
 def _nearest(dictionary: Dictionary) -> Iterator[tuple[tuple[int, float], ...]]:
-    """Of each row, the others of the dictionary with the highest cosine of decoder rows, best first."""
+    """For each row, the others of the dictionary with the highest cosine of decoder rows, best first."""
     rows = nn.functional.normalize(dictionary.W_dec.detach().float(), dim=1)
     own = torch.arange(len(rows), device=rows.device)
     for some, numbers in zip(*(x.split(max(1, AT_ONCE // len(rows))) for x in (rows, own)), strict=True):
@@ -455,7 +455,7 @@ def _contexts(
     spelling: Spelling,
     histogram: ActivationHistogram | None = None,
 ) -> tuple[Context, ...]:
-    """The different passages of a feature in the order in which they are kept, with quantiles in a histogram."""
+    """The distinct passages of a feature in the order they are kept, with quantiles if there is a histogram."""
     found: dict[tuple[str, ...], Context] = {}
     passages = zip(*(one[row].tolist() for one in (kept.rank, kept.ids, kept.values, kept.source)), strict=True)
     for rank, ids, values, source in passages:
@@ -471,7 +471,7 @@ def _contexts(
 
 
 def _by_quarter(drawn: Iterable[Context], known: Collection[tuple[str, ...]]) -> tuple[Context, ...]:
-    """The first passage from each quarter of a feature's activations, strong ones first; none that is known."""
+    """The first passage not in `known` from each quarter of a feature's activations, strong ones first."""
     found: dict[int, Context] = {}
     for context in drawn:
         if context.quantile is not None and context.tokens not in known:

@@ -1,11 +1,11 @@
-"""What Neuronpedia calls the features of a release, and their words, one feature at a time over its API. No torch.
+"""Neuronpedia's names for the features of a release, and their words, one feature at a time over its API. No torch.
 
     GET /api/feature/{model}/{source}/{index} -> explanations, activations, pos_str, frac_nonzero, …
 
 Sources are named by the release's recipe (`labels` in sources/releases/*.toml), or by a pattern such as
-`gemma-2-2b/{layer}-gemmascope-{part}-16k`. Answers are kept on disk. The API was read from its public documentation and
-code, and never run against the service itself: see docs/labels.md. A key is taken from the environment
-(NEURONPEDIA_API_KEY) and is not needed to read. Whole sources: `exports`.
+`gemma-2-2b/{layer}-gemmascope-{part}-16k`. Answers are kept on disk. This client was written from the API's public
+documentation and code, and never run against the service itself: see docs/labels.md. A key from the environment
+(NEURONPEDIA_API_KEY) is sent if there is one; reading needs none. For whole sources, see `exports`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saeflow.sources.releases import CANONICAL, is_release, known_releases, read
 BASE_URL: Final = "https://www.neuronpedia.org"
 KEY: Final = "NEURONPEDIA_API_KEY"
 PER_HOUR: Final = 25_000
-"""Requests an hour the service allows in all."""
+"""Requests per hour that the service allows."""
 
 CONTEXTS: Final = 4
 TOKENS: Final = 10
@@ -56,13 +56,13 @@ _SEGMENT: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A set of features as Neuronpedia names it: its id of the model and of the source."""
+    """A set of features as Neuronpedia names it: the ids of its model and of the source."""
 
     model: str
     id: str
 
     def __post_init__(self) -> None:
-        """Refuse a text that cannot be part of an address or a file name."""
+        """Refuse an id that cannot be part of an address or a file name."""
         for segment in (self.model, self.id):
             if not _SEGMENT.fullmatch(segment):
                 raise InvalidArgument(
@@ -82,7 +82,7 @@ class Sources:
     Attributes:
         model: Neuronpedia's id of the model.
         named: the ids of sources, by site.
-        patterns: for other sites, by part: an id with `{layer}`, or `{next}` for the layer + 1, in it.
+        patterns: for other sites, by part: an id that contains `{layer}`, or `{next}` for the layer + 1.
     """
 
     model: str
@@ -90,7 +90,7 @@ class Sources:
     patterns: Mapping[Part, str] = field(default_factory=dict[Part, str])
 
     def at(self, site: Site) -> Source | None:
-        """The source of a site; None for one that has none."""
+        """The source of a site; None if it has none."""
         if site in self.named:
             return Source(self.model, self.named[site])
         pattern = self.patterns.get(site.part)
@@ -100,15 +100,16 @@ class Sources:
 
 
 def sources_of(release: str, pattern: str = "") -> Sources:
-    """The sources of a release: as its recipe names them, or as a pattern does.
+    """The sources of a release, as named by its recipe or by a pattern.
 
     Args:
         release: the name of a release, such as "gemma-scope-2b" or "gemma-scope-2b@width=65k".
         pattern: "MODEL/SOURCE" with `{layer}` (or `{next}`) and, unless all parts share one, `{part}`.
 
     Raises:
-        UnknownRelease: when neither says it.
-        InvalidArgument: when the pattern has another form, or the release is of another L0 than Neuronpedia shows.
+        UnknownRelease: when neither names them.
+        InvalidArgument: when the pattern is malformed, the release has another L0 than Neuronpedia shows, or its labels
+            are of several models.
     """
     if pattern:
         found = _PATTERN.fullmatch(pattern)
@@ -138,14 +139,14 @@ def sources_of(release: str, pattern: str = "") -> Sources:
 
 
 def is_offline() -> bool:
-    """Whether the environment says to work without a network: SAEFLOW_OFFLINE or HF_HUB_OFFLINE."""
+    """Whether the environment asks to work without a network: SAEFLOW_OFFLINE or HF_HUB_OFFLINE."""
     return any(os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"} for name in _OFFLINE)
 
 
 class Neuronpedia:
     """The features the service knows, requested one at a time and kept.
 
-    An answer is read from disk from then on. A feature that the service does not know is requested again, because
+    A kept answer is read from disk from then on. A feature that the service does not know is requested again, because
     someone may label it.
     """
 
@@ -162,12 +163,12 @@ class Neuronpedia:
         """Ask nothing yet.
 
         Args:
-            base_url: where the service is, or what stands in for it.
-            cache: folder of what was answered; in saeflow's cache when None.
-            key: sent as X-Api-Key; from the environment when None.
-            offline: answer from disk alone; as the environment says when None.
-            explainer: prefer explanations whose model's name holds this.
-            fetcher: how requests are made; 25,000 an hour at most when None.
+            base_url: the address of the service, or of a stand-in.
+            cache: folder of kept answers; in saeflow's cache when None.
+            key: sent as X-Api-Key; taken from the environment when None.
+            offline: answer from disk only; taken from the environment when None.
+            explainer: prefer explanations by a model whose name contains this.
+            fetcher: makes the requests; at most 25,000 an hour when None.
         """
         self._base = base_url.rstrip("/")
         self._cache = cache_folder() / "neuronpedia" / "features" if cache is None else cache
@@ -182,16 +183,16 @@ class Neuronpedia:
         return self._cache.is_dir()
 
     def raw(self, source: Source, index: int, *, refresh: bool = False) -> dict[str, Any] | None:
-        """What the service says of a feature, in its own fields; None when it knows none of that index.
+        """What the service says about a feature, in its own fields; None if it knows no feature of that index.
 
         Args:
             source: which set of features.
-            index: the row.
-            refresh: ask again even if the answer was kept.
+            index: the feature's row.
+            refresh: ask again even if an answer was kept.
 
         Raises:
-            Unreachable: when it must be asked and does not answer, or may not be asked (offline).
-            BadFile: when the answer is none of its kind.
+            Unreachable: when the service must be asked and does not answer, or must not be asked (offline).
+            BadFile: when the answer does not describe this feature.
         """
         path = self._cache / source.model / source.id / f"{index}.json"
         if path.is_file() and not refresh:
@@ -214,11 +215,11 @@ class Neuronpedia:
         return fields
 
     def feature(self, source: Source, index: int, *, refresh: bool = False) -> FeatureWords | None:
-        """What the service says of a feature, as words; None when it knows nothing.
+        """What the service says about a feature, as words; None if it knows nothing.
 
         Raises:
-            Unreachable: when it must be asked and does not answer, or may not be asked (offline).
-            BadFile: when the answer is none of its kind.
+            Unreachable: when the service must be asked and does not answer, or must not be asked (offline).
+            BadFile: when the answer does not describe this feature.
         """
         fields = self.raw(source, index, refresh=refresh)
         return None if fields is None else words_of(fields, f"feature {index} of {source}", explainer=self._explainer)
@@ -230,17 +231,17 @@ class Neuronpedia:
 
 @dataclass(frozen=True)
 class NeuronpediaWords:
-    """Words of a release from the API. Offline, what is not kept is not known."""
+    """Words of a release from the API. Offline, only kept answers are known."""
 
     api: Neuronpedia
     sources: Sources
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
-        """What is known of `feature`; None when nothing is, or when offline and it was never requested.
+        """What is known of `feature`; None if nothing is, or if saeflow is offline and it was never requested.
 
         Raises:
             Unreachable: when the service must be asked and does not answer.
-            BadFile: when an answer is none of its kind.
+            BadFile: when an answer does not describe this feature.
         """
         source = self.sources.at(feature.site)
         if source is None:
@@ -260,11 +261,11 @@ class NeuronpediaWords:
 def words_of(fields: Mapping[str, Any], where: str, *, explainer: str = "") -> FeatureWords:
     """Words from the fields of Neuronpedia.
 
-    The label is the explanation with the best score where any has one, else the first; with `explainer`, the first
-    whose model's name holds it. Contexts are the strongest different ones.
+    The label is the explanation with the best score if any has one, else the first; with `explainer`, the first by a
+    model whose name contains it. Contexts are the strongest distinct ones.
 
     Raises:
-        BadFile: when a field has another form than it should; begins with `where`.
+        BadFile: when a field is malformed; the message begins with `where`.
     """
     try:
         tokens, contexts = contexts_of(fields.get("activations") or ())
@@ -283,7 +284,7 @@ def words_of(fields: Mapping[str, Any], where: str, *, explainer: str = "") -> F
 
 
 def lens_of(fields: Mapping[str, Any], name: Literal["pos_str", "neg_str"]) -> tuple[str, ...]:
-    """The tokens that a feature raises or lowers most in the logit lens, those of whitespace alone left out.
+    """The tokens that a feature raises or lowers most in the logit lens, except pure whitespace.
 
     Raises:
         TypeError: when it is not a list of texts.
@@ -292,7 +293,7 @@ def lens_of(fields: Mapping[str, Any], name: Literal["pos_str", "neg_str"]) -> t
 
 
 def frequency_of(fields: Mapping[str, Any]) -> float | None:
-    """`frac_nonzero`: the share of tokens the feature is active on; None where it is not said.
+    """`frac_nonzero`: the share of tokens the feature is active on; None if it is missing.
 
     Raises:
         ValueError: when it is not a share.
@@ -311,8 +312,8 @@ def contexts_of(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tup
 
     Raises:
         KeyError: for a row without tokens or values.
-        TypeError: when they are no lists of texts and numbers.
-        ValueError: when there are more or fewer values than tokens.
+        TypeError: when they are not lists of texts and numbers.
+        ValueError: when a row has more or fewer values than tokens, or none.
     """
     passages = sorted(map(passage_of, rows), key=lambda passage: -passage[0])
     firing = [(top, context) for peak, top, context in passages if peak > 0]
@@ -327,7 +328,7 @@ def passage_of(row: Mapping[str, Any]) -> tuple[float, str, Context]:
 
     Raises:
         KeyError: for a row without tokens or values.
-        TypeError: when they are no lists of texts and numbers.
+        TypeError: when they are not lists of texts and numbers.
         ValueError: when there are more or fewer values than tokens, or none.
     """
     tokens, values = row["tokens"], row["values"]
@@ -346,7 +347,7 @@ def passage_of(row: Mapping[str, Any]) -> tuple[float, str, Context]:
 
 
 def plain(token: str) -> str:
-    """A token as text: the marks of a space and of a line break in vocabularies become what they stand for.
+    """A token as text: vocabulary marks for spaces and line breaks become the characters they stand for.
 
     Raises:
         TypeError: for a value that is not text.
@@ -357,7 +358,7 @@ def plain(token: str) -> str:
 
 
 def explanation_of(rows: Sequence[Mapping[str, Any]], explainer: str = "") -> tuple[str, str]:
-    """The explanation to show, on one line, and the model that wrote it; two empty texts when there is none.
+    """The explanation to show, on one line, and the model that wrote it; two empty strings if there is none.
 
     Raises:
         KeyError: for a score without a value.
@@ -375,13 +376,13 @@ def explanation_of(rows: Sequence[Mapping[str, Any]], explainer: str = "") -> tu
 
 
 def _score(row: Mapping[str, Any]) -> float:
-    """The best score of an explanation that is a share; -1 without one. Scores of all kinds are taken alike."""
+    """An explanation's best score among those from 0 to 1; -1 without one. Scores of all kinds count alike."""
     found = [float(score["value"]) for score in row.get("scores") or () if score.get("value") is not None]
     return max((value for value in found if 0.0 <= value <= 1.0), default=-1.0)
 
 
 def _checked(data: bytes, source: Source, index: int, where: str) -> dict[str, Any]:
-    """The answer as an object that is about the requested feature."""
+    """The answer as an object, checked to be about the requested feature."""
     try:
         fields: Any = parse_json(data)
     except ValueError as error:

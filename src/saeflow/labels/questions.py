@@ -1,6 +1,6 @@
-"""What a language model is asked about features, and how its answers are read: strictly, as JSON of one field.
+"""Questions to a language model about features, and how its answers are read: strictly, as JSON with one field.
 
-No torch. What passages say is material and may hold anything: nothing but that field is ever read.
+No torch. Passages are untrusted and may hold anything: nothing but that field is ever read.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from saeflow.llm.endpoint import Messages
 from saeflow.reading import parse_json
 
 LONGEST: Final = 160
-"""Characters of a label."""
+"""Maximum characters of a label."""
 
 MARKED: Final = 0.2
-"""Tokens are marked from this share of the passage's strongest activation on."""
+"""Tokens are marked from this share of the passage's strongest activation upwards."""
 
 _EXPLAIN: Final = (
     "You are told where one feature inside a language model fires. Each passage shows the tokens it fires on between "
@@ -48,20 +48,20 @@ def marked(context: Context) -> str:
 
 
 def ask_label(passages: Sequence[Context]) -> Messages:
-    """What the marked tokens of some passages have in common."""
+    """Ask what the marked tokens of some passages have in common."""
     shown = "\n\n".join(f"Passage {number}:\n{marked(context)}" for number, context in enumerate(passages, 1))
     return [{"role": "system", "content": _EXPLAIN}, {"role": "user", "content": shown}]
 
 
 def ask_fires(label: str, trial: DetectionTrial) -> Messages:
-    """In which passages of a trial a feature with this label fires."""
+    """Ask in which passages of a trial a feature with this label fires."""
     shown = "\n\n".join(f"Passage {number}:\n{example.text}" for number, example in enumerate(trial.examples, 1))
     question = f"The feature fires on: {label}\n\n{shown}"
     return [{"role": "system", "content": _DETECT}, {"role": "user", "content": question}]
 
 
 def _read(answer: str, field: str) -> Any:
-    """The one field of the answer's object; a code fence around the whole is taken off."""
+    """The one field of the answer's object; a code fence around the whole answer is removed."""
     text = answer.strip()
     fenced = _FENCED.fullmatch(text)
     found = parse_json(fenced[1] if fenced else text)

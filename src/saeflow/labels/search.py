@@ -1,14 +1,14 @@
-"""Find features by words, as one types, among millions of labels. No torch.
+"""Find features by words, while they are typed, among millions of labels. No torch.
 
     search(folder, "physics forc")  ->  features whose label or tokens hold "physics" and a word that begins with "forc"
 
 An index (SQLite, FTS5) is built next to the words at the first search, and again when they change. Features are
-numbered by the length of their labels: the first matches of a query are those of the shortest labels, and reading a few
-hundred of them is enough to rank. Whole words come before beginnings, the label before the tokens, the words in the
-order typed, short labels before long ones. Where no feature has all words, those with most of them are found.
+numbered by the length of their labels, so the first matches of a query have the shortest labels, and reading a few
+hundred of them is enough to rank. Whole words come before prefixes, the label before the tokens, words in the typed
+order before others, short labels before long ones. If no feature has all words, those with most of them are found.
 
-What is typed never reaches SQLite as syntax: it is cut into words of letters and digits first, lower case, without
-accents, and the texts of the index were cut in the same way.
+A query never reaches SQLite as syntax: it is first cut into words of letters and digits, lower case, without accents,
+and the texts of the index were cut in the same way.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ INDEX: Final = "search.sqlite"
 VERSION: Final = 3
 
 CANDIDATES: Final = 250
-"""Matches that are read and ranked."""
+"""Maximum matches that are read and ranked."""
 
 MOST_WORDS: Final = 16
-"""Words of a query that count."""
+"""Maximum words of a query; further ones are ignored."""
 
-_INDEXED: Final = 3  # beginnings of up to so many letters are in the index as words of their own
+_INDEXED: Final = 3  # prefixes of up to this many letters are in the index as words themselves
 _MOST_ENDINGS: Final = 256
 
-_SUM_AT: Final = 68  # the application's own number in the head of an SQLite file holds the sum of the rest
+_SUM_AT: Final = 68  # the application id in the header of an SQLite file; holds the checksum of the rest
 _SUM: Final = struct.Struct(">I")
-_PAGES: Final = struct.Struct(">16xH10xI")  # bytes of a page (1: 65,536) and how many there are
+_PAGES: Final = struct.Struct(">16xH10xI")  # page size in bytes (1: 65,536) and number of pages
 _CHECKED: Final[set[tuple[str, int, int]]] = set()
 
 _NONE: Final = "\ue000"
@@ -73,7 +73,7 @@ _Row: TypeAlias = tuple[int, str, int, str, str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A feature that was found, with what a list of results shows of it."""
+    """A feature that was found, with what a list of results shows about it."""
 
     feature: FeatureId
     label: str
@@ -91,20 +91,20 @@ def search(
 ) -> list[Hit]:
     """The features of a folder of words that fit a query best, best first.
 
-    Every word of the query must be in the label or the tokens of a feature; of the last one the beginning is enough.
-    Where no feature has them all, features with some are given, those with most first.
+    Every word of the query must be in the label or the tokens of a feature; the last word may be a prefix. If no
+    feature has them all, features with some are returned, those with most first.
 
     Args:
         folder: a folder of words.
-        query: anything; signs between words do not matter.
-        limit: how many features at most.
-        sites: only features of these.
+        query: anything; punctuation does not matter.
+        limit: maximum number of features.
+        sites: only features of these sites.
         progress: called with (sites done, sites in all, site) while the index is built.
 
     Raises:
         InvalidArgument: for a limit below 1.
         BadFile: when the words cannot be read.
-        OSError: when the index can be written neither next to them nor in saeflow's cache.
+        OSError: when the index can be written neither next to the words nor in saeflow's cache.
     """
     if limit < 1:
         raise InvalidArgument(f"limit = {limit} features. Give 1 or more.")
@@ -112,16 +112,16 @@ def search(
     if not asked:
         return []
     path = build_index(folder, progress=progress)
-    # keeps a search to some sites; nothing for all
+    # restricts a search to some sites; empty for all
     within = "" if sites is None else f" AND ({' OR '.join(_quoted(_mark(site)) for site in sites) or _quoted(_NONE)})"
     with closing(_open(path)) as database:
-        # 1. features with all words: those that have the last one whole, then those that have its beginning
+        # 1. features with all words: first those with the last word whole, then those with it as a prefix
         ids = _ids(database, f"{' AND '.join(map(_quoted, asked))}{within}")
         if len(ids) < CANDIDATES:
             every = [*map(_quoted, asked[:-1]), _beginning(database, asked[-1])]
             ids = list(dict.fromkeys([*ids, *_ids(database, f"{' AND '.join(every)}{within}")]))
 
-        # 2. else features with some of the words, each word or its beginning; those with most first
+        # 2. else features with some of the words, each whole or as a prefix; those with most first
         if not ids:
             some = (_ids(database, f"{_beginning(database, word)}{within}") for word in dict.fromkeys(asked))
             counts = Counter(itertools.chain.from_iterable(some))
@@ -129,7 +129,7 @@ def search(
         query = _FEATURES.format(", ".join("?" * len(ids)))
         known = {row[0]: row[1:] for row in database.execute(query, ids)}
 
-    # 3. read and ranked
+    # 3. rank them
     found: list[_Row] = [known[one] for one in ids]
     ranked = sorted((*_rank(row, asked), place) for place, row in enumerate(found))
     hits: list[Hit] = []
@@ -140,9 +140,9 @@ def search(
 
 
 def build_index(folder: Path, *, progress: Progress | None = None) -> Path:
-    """The index of a folder of words, built where it is missing or the words have changed; returns its file.
+    """The file of the index of a folder of words, built if it is missing or the words have changed.
 
-    It is next to the words, or in saeflow's cache where that folder cannot be written or came with saeflow.
+    It lies next to the words, or in saeflow's cache if that folder cannot be written or came with saeflow.
 
     Raises:
         BadFile: when the words cannot be read.
@@ -178,12 +178,12 @@ def words_in(text: str) -> list[str]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """The index to read from; it is never changed in place, only replaced."""
+    """Open the index for reading; it is never changed in place, only replaced."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def _is_current(path: Path, fingerprint: str) -> bool:
-    """Whether an index is of these words, and has the checksum it was written with, compared once a process."""
+    """Whether an index is of these words and still has its checksum, which is compared once per process."""
     if not path.is_file():
         return False
     stat = path.stat()
@@ -194,7 +194,7 @@ def _is_current(path: Path, fingerprint: str) -> bool:
             if len(head) < _PAGES.size:
                 return False
             page, pages = _PAGES.unpack(head)
-            if stat.st_size != (page if page > 1 else 1 << 16) * pages:  # before all of a longer one is read
+            if stat.st_size != (page if page > 1 else 1 << 16) * pages:  # before a longer file is read whole
                 return False
             file.seek(_SUM_AT)
             if file.read(_SUM.size) != _SUM.pack(_file_sum(path)):
@@ -208,7 +208,7 @@ def _is_current(path: Path, fingerprint: str) -> bool:
 
 
 def _file_sum(path: Path) -> int:
-    """A CRC-32 of all of the file but the place that holds it."""
+    """A CRC-32 of the whole file except the bytes that hold it."""
     with path.open("rb") as file:
         found = zlib.crc32(file.read(_SUM_AT))
         file.seek(_SUM_AT + _SUM.size)
@@ -222,7 +222,7 @@ def _build(folder: Path, path: Path, fingerprint: str, progress: Progress | None
         try:
             _write(part, folder, fingerprint, progress)
         except sqlite3.OperationalError as error:
-            # a full disk has its own text; SQLite gives no other reason
+            # SQLite reports a full disk only in the text of its error
             raise write_error(error, part) or OSError(errno.EIO, f"SQLite: {error}", str(part)) from error
         checksum = _SUM.pack(_file_sum(part))
         with part.open("r+b") as file:
@@ -232,7 +232,7 @@ def _build(folder: Path, path: Path, fingerprint: str, progress: Progress | None
 
 def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None) -> None:
     with closing(sqlite3.connect(part)) as database:
-        # nothing reads the file before it is whole, and one that was begun is thrown away
+        # no journal: nothing reads the file before it is complete, and an incomplete one is discarded
         database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
         database.executescript(_SCHEMA)
         database.execute("CREATE TEMP TABLE read (length INTEGER, layer, part, row, label, tokens, frequency, text)")
@@ -240,7 +240,7 @@ def _write(part: Path, folder: Path, fingerprint: str, progress: Progress | None
         entries = _entries(folder, vocabulary, progress)
         database.executemany("INSERT INTO read VALUES (?, ?, ?, ?, ?, ?, ?, ?)", entries)
         database.executemany("INSERT INTO vocabulary VALUES (?)", ((word,) for word in sorted(vocabulary)))
-        # short labels first; those without one, last
+        # short labels first; features without a label last
         order = "ORDER BY length, rowid"
         columns = "layer, part, row, label, tokens, frequency"
         database.execute(f"INSERT INTO features SELECT NULL, {columns} FROM read {order}")  # noqa: S608 - constants
@@ -268,7 +268,7 @@ def _entries(folder: Path, vocabulary: set[str], progress: Progress | None) -> I
 
 
 def _mark(site: Site) -> str:
-    """A word that stands for a site, with a sign of private use that no query holds."""
+    """A word that stands for a site, with a private-use character that no query holds."""
     return f"\ue000{site.layer}{site.part.value}"
 
 
@@ -277,10 +277,10 @@ def _quoted(word: str) -> str:
 
 
 def _beginning(database: sqlite3.Connection, word: str) -> str:
-    """What finds every word that begins with one.
+    """An expression that finds every word with this prefix.
 
-    SQLite collects all features of all such words before it gives the first, unless the beginning is short enough
-    to be in the index itself. Given the words one by one, it walks along them.
+    SQLite collects all features of all such words before it gives the first, unless the prefix is short enough to be in
+    the index itself. Given the words one by one, it steps through them instead.
     """
     if len(word) <= _INDEXED:
         return f"{_quoted(word)}*"
@@ -295,14 +295,14 @@ def _ids(database: sqlite3.Connection, expression: str) -> list[int]:
     try:
         return [row[0] for row in database.execute(_MATCHES, (expression, CANDIDATES))]
     except sqlite3.OperationalError:
-        # A word of a script that SQLite's tables cut into two; without places of words it cannot look for both.
+        # SQLite cuts a word of some script into two, and without word positions (detail=none) cannot search for both.
         return []
 
 
 def _rank(row: _Row, asked: Sequence[str]) -> tuple[int, int, int, int, int, int]:
-    """Smaller is better: words missing, then beginnings, words of the tokens alone, order, place in the label, length.
+    """Smaller is better: missing words, prefixes, words only in the tokens, order, place in the label, length.
 
-    A label made of tokens begins with the strongest, one in words with what matters most.
+    A label made of tokens begins with the strongest; a label in words, with what matters most.
     """
     label, tokens = words_in(row[3]), words_in(row[4])
     missing = beginnings = elsewhere = 0

@@ -1,15 +1,15 @@
 """Words for features, one compressed file per site, read at first use. No torch.
 
-A folder of words holds `{layer}.{part}.jsonl.gz`, with one line of JSON per row of the dictionary (null where
-nothing is known). A graph needs one feature of many sites, so only the requested lines are read:
+A folder of words holds `{layer}.{part}.jsonl.gz`, with one line of JSON per row of the dictionary (null where nothing
+is known). A graph needs one feature of many sites, so only the requested lines are read:
 
     {"label": "...", "tokens": ["...", ...], "promotes": ["...", ...], "suppresses": ["...", ...], "frequency": 0.01,
      "contexts": [{"tokens": [...], "values": [...], "source": "python"}, ...], "by": "...", "score": 0.9,
      "spread": [{"tokens": [...], "values": [...], "source": "python", "quantile": 0.6}, ...],
      "histogram": {"width": 0.5, "counts": [40, 12, ...]}, "near": [[12, 0.71], ...]}
 
-All but the label may be missing, as in files of older versions and of other origins. How the lines lie in the file is
-said in `lines`.
+All fields but the label may be missing, as in files of older versions or from other sources. `lines` describes how the
+lines are stored.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from saeflow.labels.lines import read_line, read_lines, write_lines
 from saeflow.reading import parse_json
 
 BEFORE: Final = 24
-"""Tokens of a context before its strongest one, at most."""
+"""Maximum tokens of a context before its strongest one."""
 
 AFTER: Final = 12
-"""Tokens of a context after its strongest one, at most."""
+"""Maximum tokens of a context after its strongest one."""
 
 _LEAST_BEFORE: Final = 9
 _LEAST_AFTER: Final = 4
@@ -41,13 +41,13 @@ _SENTENCE_ENDS: Final = re.compile(r"[.!?…][\"'”’)\]]*\s*$|\n")
 
 _IN_A_LABEL: Final = 4
 _PROBED: Final = 32
-"""Rows of a site that are asked whether its words say how often they fire."""
+"""Rows of a site that are read to find out whether its words state how often features fire."""
 
 
 def sentence_span(tokens: Sequence[str], top: int) -> slice:
-    """The tokens shown around `top`: its sentence, as far as that is within `BEFORE` and `AFTER` tokens.
+    """The tokens shown around `top`: its sentence, within `BEFORE` and `AFTER` tokens.
 
-    A sentence that has just begun or is about to end says too little: some tokens beyond it are shown with it.
+    A sentence that has just begun or is about to end says too little, so a few tokens beyond it are shown too.
     """
     start, stop = max(0, top - BEFORE), min(len(tokens), top + AFTER + 1)
     first = next((i + 1 for i in range(top - 1, start - 1, -1) if _SENTENCE_ENDS.search(tokens[i])), start)
@@ -60,7 +60,7 @@ class Context:
     """A passage a feature fires on: tokens, and its activation on each (0 where silent).
 
     `quantile` is the share of the feature's activations that are weaker than the one the passage was drawn for, 0 to 1;
-    None for one of its strongest.
+    None for a passage that is among the strongest.
     """
 
     tokens: tuple[str, ...]
@@ -77,7 +77,7 @@ class ActivationHistogram:
     counts: tuple[int, ...]
 
     def quantile(self, value: float) -> float:
-        """The share of activations below `value`, 0 to 1; within its bin they count as evenly spread."""
+        """The share of activations below `value`, 0 to 1; those in its bin count as evenly spread."""
         place = min(int(value / self.width), len(self.counts) - 1)
         within = self.counts[place] * (value / self.width - place)
         return min(1.0, (sum(self.counts[:place]) + within) / max(1, sum(self.counts)))
@@ -87,14 +87,14 @@ class ActivationHistogram:
 class FeatureWords:
     """What is known of one feature.
 
-    `label` is one line for a table or a node. `tokens` are those it fires on most strongly; `promotes` those its
-    row raises most in the logit lens (the row through the final norm's gain and the unembedding; words made here
-    rank logits over the length of the token's own row); `frequency` is the share of tokens it is active on, None
-    when unknown. `by` says what wrote the label: a model that explained it, or "" for one made of the tokens.
-    `score` is how well the label told held-out contexts from others, balanced accuracy from 0 to 1 (`detection`),
-    None when not measured. `suppresses` are the tokens its row lowers most, ranked as `promotes`; `spread` passages on
-    which it fires from strongly to weakly, one drawn at random from each quarter of its activations; `histogram` all of
-    its activations, None when unknown; `near` the rows of the same dictionary whose decoder rows have the highest
+    `label` is one line for a table or a node. `tokens` are those it fires on most strongly. `promotes` are the tokens
+    its row raises most in the logit lens (the row through the final norm's gain and the unembedding; words made here
+    rank logits divided by the norm of the token's own row), and `suppresses` those it lowers most, ranked in the same
+    way. `frequency` is the share of tokens it is active on, None when unknown. `by` says what wrote the label: a model
+    that explained it, or "" for a label made of the tokens. `score` is how well the label told held-out contexts from
+    others, as balanced accuracy from 0 to 1 (`detection`), None when not measured. `spread` holds passages it fires on
+    from strongly to weakly, one drawn at random from each quarter of its activations. `histogram` covers all its
+    activations, None when unknown. `near` lists the rows of the same dictionary whose decoder rows have the highest
     cosine with its own, as (row, cosine).
     """
 
@@ -111,7 +111,7 @@ class FeatureWords:
     near: tuple[tuple[int, float], ...] = ()
 
     def filled(self, other: FeatureWords) -> FeatureWords:
-        """The same with what is unknown here taken from `other`; a label goes with its `by` and `score`."""
+        """These words with what is unknown taken from `other`; a label goes with its `by` and `score`."""
         labelled = self if self.label else other
         frequency = other.frequency if self.frequency is None else self.frequency
         return FeatureWords(
@@ -149,7 +149,7 @@ class WordsFolder:
     folder: Path
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
-        """What the folder says of `feature`; None when it says nothing.
+        """What the folder says about `feature`; None if it says nothing.
 
         Raises:
             BadFile: when the site's file cannot be read.
@@ -169,18 +169,18 @@ class WordsFolder:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites there are words of, in order of computation."""
+        """The sites that have words, in order of computation."""
         return words_sites(self.folder)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Words from several places: what the first does not know of a feature is taken from the next."""
+    """Words from several places: what the first does not know about a feature is taken from the next."""
 
     places: tuple[Words, ...]
 
     def get(self, feature: FeatureId) -> FeatureWords | None:
-        """What the places know of `feature` together.
+        """What the places together know of `feature`.
 
         Raises:
             BadFile: when a file of words cannot be read.
@@ -204,9 +204,9 @@ class Merged:
 
 
 def silent(words: Words, feature: FeatureId) -> bool | None:
-    """Whether a feature is dead: it fired on none of the texts its words were made from. None when nobody looked.
+    """Whether a feature is dead: it fired on none of the texts its words were made from; None if that is unknown.
 
-    A site whose words say how often they fire (its first rows are asked) has looked at every row, and a row without
+    A site whose words state how often features fire (its first rows are checked) covers every row, so a row without
     words never fired.
 
     Raises:
@@ -221,13 +221,13 @@ def silent(words: Words, feature: FeatureId) -> bool | None:
 
 
 def open_words(atlas_folder: Path) -> Words:
-    """The words next to an atlas, in its folder `words`; none when there is no such folder."""
+    """The words next to an atlas, in its folder `words`; `no_words` if there is no such folder."""
     folder = atlas_folder / "words"
     return WordsFolder(folder) if folder.is_dir() else no_words
 
 
 def write_words(folder: Path, site: Site, rows: Iterable[FeatureWords | None]) -> int:
-    """Write the words of a site into a folder, one row per feature; returns how many rows.
+    """Write the words of a site into a folder, one row per feature; returns the number of rows.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -241,7 +241,7 @@ def words_path(folder: Path, site: Site) -> Path:
 
 
 def words_sites(folder: Path) -> tuple[Site, ...]:
-    """The sites a folder has words of, in order of computation; other files are passed over."""
+    """The sites a folder has words of, in order of computation; other files are ignored."""
     found: list[Site] = []
     for path in folder.glob("*.jsonl.gz"):
         with suppress(ValueError):
@@ -252,7 +252,7 @@ def words_sites(folder: Path) -> tuple[Site, ...]:
 def label_of(tokens: Sequence[str], n: int = _IN_A_LABEL) -> str:
     """A label of one line from a feature's strongest tokens: the first `n` that differ in more than case.
 
-    Whitespace alone is written as an escape; a piece of a character, which cannot be shown, is left out.
+    Pure whitespace is written as an escape; a piece of a character, which cannot be shown, is left out.
     """
     kept: dict[str, str] = {}
     for token in tokens:
@@ -263,7 +263,7 @@ def label_of(tokens: Sequence[str], n: int = _IN_A_LABEL) -> str:
 
 
 def to_json(words: FeatureWords | None) -> str:
-    """One line of a file of words. ASCII alone: no character of a token can end the line."""
+    """One line of a file of words. It is pure ASCII, so no character of a token can end the line."""
     if words is None:
         return "null"
     fields: dict[str, Any] = {
@@ -292,7 +292,7 @@ def from_json(line: str, where: str) -> FeatureWords | None:
     """The inverse of `to_json`.
 
     Raises:
-        BadFile: when the line holds no words; begins with `where`.
+        BadFile: when the line holds no words; the message begins with `where`.
     """
     if line == "null":
         return None
@@ -323,7 +323,7 @@ def from_json(line: str, where: str) -> FeatureWords | None:
         raise BadFile(f"{where} holds no words ({error!r}). Fetch or build them again.") from None
 
 
-# a page asks several times for each feature of its graph; graphs have at most some hundred
+# a page asks several times for each feature of its graph, and graphs have at most a few hundred
 _kept = lru_cache(maxsize=1024)(from_json)
 
 
@@ -338,7 +338,7 @@ class _NoWords:
 
 
 no_words: Words = _NoWords()
-"""Words of which nothing is known, for what may be shown without any."""
+"""Words that know nothing, for whatever may be shown without any."""
 
 
 def _texts(found: Any) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Answers of language models on disk, named by what was asked: a rerun, or a run after a kill, asks only the rest.
 
-An answer is one small JSON file with its own checksum. The endpoint is no part of its name: the same model elsewhere
+An answer is one small JSON file with its own checksum. The endpoint is not part of its name: the same model elsewhere
 gives the same answers. A file that cannot be read counts as missing, and the question is asked again.
 """
 
@@ -19,17 +19,17 @@ from saeflow.reading import parse_json, read_bytes
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers in a folder, which is made for the first one."""
+    """Answers in a folder, which is created for the first one."""
 
     folder: Path
 
     @staticmethod
     def key(*question: object) -> str:
-        """The name of an answer: the SHA-256 of all that decides it, as JSON."""
+        """The name of an answer: the SHA-256, over JSON, of everything that determines it."""
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> Any:
-        """What was kept under a key; None where there is nothing that can be read."""
+        """What was kept under a key; None if there is nothing readable."""
         try:
             return parse_json(check_sha256(read_bytes(self.folder / key[:2] / f"{key}.json")))
         except (OSError, ValueError, RecursionError):

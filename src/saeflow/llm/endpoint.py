@@ -1,11 +1,11 @@
-"""One endpoint that speaks the chat API of OpenAI: asks, waits, tries again, and never shows the key. No torch.
+"""One endpoint that speaks the chat API of OpenAI: asks, waits, retries, and never shows the key. No torch.
 
-    busy (429, 503), broken (5xx), cut or slow, no JSON      waits and tries again, up to `Pacing.retries` times
-    refused (401, 403), unknown model, bad request           ends at once, with what to do
+    busy (429, 503), broken (5xx), cut or slow, not JSON     waits and retries, up to `Pacing.retries` times
+    refused (401, 403), unknown model, bad request           fails at once, with what to do
     longer than 1 MB, not whole within `Pacing.timeout`      is cut off, and counts as no answer
 
-A parameter that an endpoint does not know (`seed`, `response_format`) is left out from then on. Errors are made outside
-of the handlers that caught the client's: those hold the request, and with it the key.
+A parameter that an endpoint does not know (`seed`, `response_format`) is left out from then on. Errors are raised
+outside the handlers that caught the client's errors, which hold the request, and with it the key.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from saeflow.patience import LATER, Meter, TooLong, doubled, masked, retry_after
 
 _AGAIN: Final = LATER | {409}
 MOST: Final = 1 << 20
-"""Bytes that an answer may have."""
+"""Maximum bytes of an answer."""
 
 DEFAULT_MODEL: Final = "gpt-4o-mini"
-"""The model that is asked where none is named: the judge of the paper (B.1)."""
+"""The model asked by default: the judge of the paper (B.1)."""
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 """A conversation: messages with `role` and `content`, as chat APIs take them."""
@@ -46,11 +46,11 @@ class Pacing:
 
     Attributes:
         concurrency: requests under way at once.
-        per_minute: requests a minute, retries among them; None for no limit but the endpoint's own.
-        timeout: seconds until a request without a whole answer counts as failed.
-        retries: tries after the first, where the endpoint is busy, broken or out of reach.
-        backoff: seconds before the first retry; twice as many before each further one.
-        longest: the longest wait in seconds. Where the endpoint asks for more, the run ends with an error.
+        per_minute: maximum requests per minute, including retries; None for no limit but the endpoint's own.
+        timeout: seconds after which a request without a whole answer counts as failed.
+        retries: tries after the first, if the endpoint is busy, broken or out of reach.
+        backoff: seconds before the first retry; doubled before each further one.
+        longest: the longest wait in seconds. If the endpoint asks for more, the run ends with an error.
 
     Raises:
         InvalidArgument: for a value outside its range.
@@ -64,7 +64,7 @@ class Pacing:
     longest: float = 120.0
 
     def __post_init__(self) -> None:
-        """Refuse values that would never ask, or never end."""
+        """Refuse values with which nothing would be asked, or a wait would never end."""
         if self.concurrency < 1 or self.retries < 0:
             raise InvalidArgument(
                 f"concurrency = {self.concurrency}, retries = {self.retries}: give 1 or more, and 0 or more."
@@ -77,10 +77,10 @@ class Pacing:
             raise InvalidArgument(f"backoff = {self.backoff} is no time. Give seconds, 0 or more.")
 
     def delay(self, attempt: int, what: str) -> float:
-        """Seconds before try `attempt` + 1 (from 0), between half and all of the doubled backoff.
+        """Seconds before try `attempt` + 1 (from 0): between half and all of the doubled backoff.
 
-        The fraction is a function of `what` is asked: requests that were refused together do not come back together,
-        and a run can be repeated.
+        The fraction is a function of `what` is asked, so that requests refused together do not come back together, and
+        a run can be repeated.
         """
         digest = hashlib.sha256(f"{attempt}\n{what}".encode("utf-8", "surrogatepass")).digest()
         part = 0.5 + digest[0] / 510
@@ -88,30 +88,30 @@ class Pacing:
 
 
 class Gate:
-    """Where every request waits for its turn; one for all threads of a run."""
+    """Where every request waits for its turn; all threads of a run share one."""
 
     def __init__(self, per_minute: float | None) -> None:
-        """At most `per_minute` requests pass in a minute, evenly spaced; None: as many as come."""
+        """Let at most `per_minute` requests through in a minute, evenly spaced; None for no limit."""
         self._interval = 60.0 / per_minute if per_minute else 0.0
         self._lock = threading.Lock()
         self._next = self._closed_until = 0.0
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let nothing more through, and wake all who wait."""
+        """Let no more requests through, and wake all that wait."""
         self._stopped.set()
 
     def close(self, seconds: float) -> None:
-        """Let nobody through for so long, as the endpoint asks."""
+        """Let no request through for this many seconds, as the endpoint asks."""
         with self._lock:
             self._closed_until = max(self._closed_until, time.monotonic() + seconds)
 
     def sleep(self, seconds: float) -> bool:
-        """Wait; False when the run was stopped."""
+        """Wait; False if the run was stopped."""
         return not self._stopped.wait(max(0.0, seconds))
 
     def enter(self) -> bool:
-        """Wait for a turn; False when the run was stopped."""
+        """Wait for a turn; False if the run was stopped."""
         with self._lock:
             turn = max(time.monotonic(), self._next, self._closed_until)
             self._next = turn + self._interval
@@ -122,7 +122,7 @@ class Gate:
 
 
 class Secret:
-    """A key that is sent, and nothing else: it shows in no repr, message or file."""
+    """A key that is only ever sent: it appears in no repr, message or file."""
 
     __slots__ = ("_value",)
 
@@ -130,7 +130,7 @@ class Secret:
         """Keep a key.
 
         Raises:
-            InvalidArgument: for one that cannot be sent in a header; the message does not show it.
+            InvalidArgument: for a key that cannot be sent in a header; the message does not show it.
         """
         self._value = value.strip()
         if not (self._value.isascii() and self._value.isprintable()) or " " in self._value:
@@ -139,11 +139,11 @@ class Secret:
             )
 
     def __repr__(self) -> str:
-        """What stands where a key would."""
+        """Text in place of the key."""
         return "[key]"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """Refuse to be written anywhere."""
+        """Refuse to be pickled."""
         raise InvalidArgument("a key is not written to files. Give it again where it is needed.")
 
     def reveal(self) -> str:
@@ -151,7 +151,7 @@ class Secret:
         return self._value
 
     def hide(self, text: str) -> str:
-        """The text with the key, should an endpoint repeat it in whatever form, replaced."""
+        """The text with the key masked, in whatever form an endpoint repeats it."""
         return masked(text, self._value)
 
 
@@ -161,10 +161,10 @@ class Failure:
 
     Attributes:
         told: what happened.
-        final: the error to raise at once; None where another try makes sense.
-        wait: seconds the endpoint asks to wait; None where it does not say.
-        busy: it was refused because the endpoint has too much to do.
-        drop: a parameter that the endpoint does not know; without it the request is worth another try.
+        final: the error to raise at once; None if another try makes sense.
+        wait: seconds the endpoint asks to wait; None if it does not say.
+        busy: whether it was refused because the endpoint is overloaded.
+        drop: a parameter that the endpoint does not know; without it, the request is worth another try.
     """
 
     told: str
@@ -179,14 +179,14 @@ class Stopped(Exception):
 
 
 class Endpoint:
-    """An open connection, shared by threads; a context manager. Meets `saeflow.labels.explain.Chat`.
+    """An open connection, shared by threads; a context manager. Implements `saeflow.labels.explain.Chat`.
 
     Args:
-        name: of the model at the endpoint.
-        base_url: where the chat API is, "http://localhost:8000/v1"; None for that of OpenAI.
+        name: name of the model at the endpoint.
+        base_url: address of the chat API, such as "http://localhost:8000/v1"; None for OpenAI's.
         secret: the key.
-        temperature: of sampling; None leaves it to the endpoint.
-        seed: sent where the endpoint knows it.
+        temperature: sampling temperature; None leaves it to the endpoint.
+        seed: sent if the endpoint knows it.
         pacing: when requests go out.
 
     Raises:
@@ -245,9 +245,9 @@ class Endpoint:
         return [found[number] for number in range(len(conversations))]
 
     def ask_all(self, ask: Callable[[X], T], items: Sequence[X], take: Callable[[X, Future[T]], object]) -> None:
-        """Call `ask` for every item, `Pacing.concurrency` at once, and `take` with each as soon as it is there.
+        """Call `ask` for every item, `Pacing.concurrency` at once, and `take` with each result as soon as it arrives.
 
-        An error of `take` ends the run: nothing more is sent, and what is under way comes to its end first.
+        An error in `take` ends the run: nothing more is sent, and requests under way are completed first.
         """
         with ThreadPoolExecutor(min(self._pacing.concurrency, max(1, len(items)))) as pool:
             asked = {pool.submit(ask, item): item for item in items}
@@ -260,9 +260,10 @@ class Endpoint:
                 raise
 
     def ask(self, messages: Messages, *, attempt: int = 0) -> str:
-        """The answer's text; empty where the model said nothing. `attempt` is added to the seed.
+        """The answer's text; empty if the model said nothing. `attempt` is added to the seed.
 
-        Refusals for being busy count only while nobody is answered: the endpoint is up, and the queue long.
+        Refusals because the endpoint is busy count only while no request is answered; otherwise it is up, and just has
+        a long queue.
 
         Raises:
             Unreachable: when no try brought an answer, or the endpoint refuses the key.
@@ -318,7 +319,7 @@ class Endpoint:
             status, headers, text = error.status_code, dict(error.response.headers), error.response.text
         except (openai.APITimeoutError, TimeoutError):
             return Failure(f"nothing came whole within {self._pacing.timeout:g} s")
-        except (openai.APIConnectionError, TooLong) as error:  # versions differ in what they pass on as it is
+        except (openai.APIConnectionError, TooLong) as error:  # versions differ in which errors they wrap
             cause = error.__cause__ or error
             if isinstance(cause, TooLong):
                 return Failure(f"it answered without an end: {cause}")
@@ -328,7 +329,7 @@ class Endpoint:
         return replace(refused, drop=unknown) if status in {400, 422} else refused
 
     def _read(self, response: Any) -> None:
-        """Read an answer before the client does, who would read all there is."""
+        """Read an answer, within its limits, before the client does, which would read any amount."""
         meter = Meter(MOST, seconds=self._pacing.timeout)
         response._content = meter.whole(response.iter_bytes())
 
@@ -344,7 +345,7 @@ class Endpoint:
         return self._secret.hide(said) if isinstance(said, str) else ""
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: str) -> Failure:
-        """What a status other than success means."""
+        """The failure that a status other than success means."""
         try:
             message = str(json.loads(body)["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -362,18 +363,18 @@ class Endpoint:
         return Failure(f"{told}. {advice}", InvalidArgument)
 
     def count(self, what: str) -> None:
-        """One more of something."""
+        """Count an event."""
         with self._lock:
             self.counts[what] += 1
 
     def _shown(self, text: str) -> str:
-        """Text of others, on one line, cut, without the key."""
+        """Text from others, on one line, shortened, without the key."""
         line = " ".join(self._secret.hide(text).split())
         return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def place_of(base_url: str | None) -> str:
-    """An endpoint as messages name it: without a user, a password or a query."""
+    """An endpoint's name in messages: its address without user, password or query."""
     if base_url is None:
         return "the OpenAI API"
     parts = urlsplit(base_url)
@@ -382,7 +383,7 @@ def place_of(base_url: str | None) -> str:
 
 
 def is_address(url: str) -> bool:
-    """Whether a base URL can be asked: http or https, with a host and no impossible port."""
+    """Whether a base URL can be asked: http or https, with a host and a valid port."""
     try:
         parts = urlsplit(url)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

@@ -1,7 +1,7 @@
 """Training SAEs and transcoders at chosen sites: streamed activations, sparse steps, exact resume.
 
 The paper trains JumpReLU SAEs on attention outputs because none existed (section 4.1 of arXiv 2502.03032);
-`train` does it for any sites of any mapped model.
+`train` does so for any sites of any mapped model.
 """
 
 from saeflow.training.metrics import Evaluation, Quality

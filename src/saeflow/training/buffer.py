@@ -1,13 +1,13 @@
-"""Activations of many places, captured once, and a buffer that shuffles them with their rows kept together.
+"""Activations of many points, captured in one pass, and a buffer that shuffles them and keeps their rows aligned.
 
-    batches of tokens -> one forward pass -> rows of every place -> buffer -> batches of rows in a random order
+    batches of tokens -> one forward pass -> rows of every point -> buffer -> batches of rows in a random order
 
-The buffer holds `rows` rows of every place. When half of them have been served, new ones take their slots and all are
-mixed again, so that a batch holds rows of many texts, of now and of before. One order serves all places: row i of every
-tensor of a batch is the same token. Nothing is written to disk but the buffer itself, in a checkpoint.
+The buffer holds `rows` rows of every point. When half of them have been served, new rows take their slots and all are
+mixed again, so that a batch holds rows from many texts, recent and older. One order serves all points: row i of every
+tensor of a batch is the same token. Nothing is written to disk except the buffer itself, in a checkpoint.
 
-With `uses` of 2, a row that was served once goes back into the mix, and its slot is free after the second time: the
-model runs half as often for as many steps.
+With `uses` of 2, a row that was served once goes back into the mix, and its slot is freed after the second time: the
+model runs half as often for the same number of steps.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from saeflow.sources.model import LanguageModel
 from saeflow.training.texts import TokenBatches
 
 Rows = dict[Point, Tensor]
-"""`Float[Tensor, "n d_in"]` for each place, n the same for all: row i is the same token everywhere."""
+"""`Float[Tensor, "n d_in"]` for each point, with one n for all: row i is the same token everywhere."""
 
 
 class Moments(NamedTuple):
-    """The mean of the rows of a place, their mean norm around it, and the squared norm above which one is massive."""
+    """The mean of a point's rows, their mean norm around it, and the squared norm above which a row is massive."""
 
     mean: Float[Tensor, " d_in"]
     norm: Float[Tensor, ""]
@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
 
 class ActivationRows:
-    """Rows of activations at some places, one forward pass for all; special tokens and padding left out."""
+    """Rows of activations at some points, one forward pass for all, without special tokens and padding."""
 
     def __init__(
         self, model: LanguageModel, batches: TokenBatches, points: Sequence[Point], *, half: bool = False
@@ -65,17 +65,17 @@ class ActivationRows:
 
 
 class ShuffledBuffer:
-    """Batches of rows in a random order, from rows in the order of the texts. See the head of the file."""
+    """Batches of rows in a random order, from rows in the order of the texts; see the module docstring."""
 
     def __init__(self, source: Iterator[Rows], *, rows: int, batch: int, seed: int, uses: int = 1) -> None:
         """Draw nothing yet.
 
         Args:
-            source: rows by place, as many of each.
-            rows: how many the buffer holds.
-            batch: how many a batch has.
-            seed: the order is a function of it and of the rows.
-            uses: how many times a row is served, never twice before the buffer is mixed again.
+            source: yields rows by point, as many for each point.
+            rows: how many rows the buffer holds.
+            batch: rows per batch.
+            seed: determines the order, together with the rows.
+            uses: how many times each row is served, never twice before the buffer is mixed again.
 
         Raises:
             InvalidArgument: when `rows` is less than two batches.
@@ -95,7 +95,7 @@ class ShuffledBuffer:
 
     @property
     def left(self) -> int:
-        """How many rows are in the buffer and not served."""
+        """How many rows are still to be served before the buffer is mixed again."""
         return len(self._order) - self._served
 
     def __iter__(self) -> Iterator[Rows]:
@@ -106,7 +106,7 @@ class ShuffledBuffer:
 
         Raises:
             StopIteration: when the source has ended and less than a batch is left.
-            WidthMismatch: when the source changes its places or widths, or gives a place more rows than another.
+            WidthMismatch: when the source changes its points or widths, or gives one point more rows than another.
         """
         self.fill()
         if self.left < self._batch:
@@ -117,10 +117,10 @@ class ShuffledBuffer:
         return {point: held[slots.to(held.device)] for point, held in self._held.items()}
 
     def fill(self) -> None:
-        """Refill and mix, if half of the rows or more have been served.
+        """Refill and mix the buffer if at least half of its rows have been served.
 
         Raises:
-            WidthMismatch: as the next batch would.
+            WidthMismatch: as for the next batch.
         """
         if self.left > self._capacity // 2:
             return
@@ -146,10 +146,10 @@ class ShuffledBuffer:
         self._served = 0
 
     def moments(self, *, centre: bool, massive: float) -> Mapping[Point, Moments]:
-        """For each place the mean of the rows that are held, and their mean norm around it; in float64.
+        """For each point, the mean of the rows held and their mean norm around it, in float64.
 
-        Massive rows are left out: those with a squared norm above `massive` times the median of their place; 0 leaves
-        out none. Without `centre`, zeros, and their mean norm.
+        Massive rows are left out: those with a squared norm above `massive` times the median of their point; 0 leaves
+        out none. Without `centre`, the means are zeros, and the norms are taken around them.
 
         Raises:
             InvalidArgument: when the buffer is empty.
@@ -169,9 +169,9 @@ class ShuffledBuffer:
         return found
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The rows that are left in the order they will be served, and the rest as plain values.
+        """The rows still to be served, in order, as tensors, and the rest as plain values.
 
-        Which slot a row lies in does not matter for what is served, so slots are not kept.
+        Slots are not saved, because they do not affect what is served.
         """
         live = self._live()
         tensors = {f"left.{p}": held[live.to(held.device)] for p, held in self._held.items()}
@@ -181,7 +181,7 @@ class ShuffledBuffer:
         return tensors, {"due": self.left, "ended": self._ended, "points": [[p.layer, p.tap.value] for p in self._held]}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; the source must be at that place too.
+        """Resume where `state` was taken; the source must be at the same position.
 
         Raises:
             KeyError: when a tensor is missing.
@@ -199,12 +199,12 @@ class ShuffledBuffer:
             if f"spilled.{point}" in tensors:
                 self._spilled[point] = tensors[f"spilled.{point}"]
         due = int(state["due"])
-        # those that wait for the next mixing are "served" before the order's beginning
+        # rows that wait for the next mixing go first in the order, and count as served
         self._order, self._served = torch.cat([torch.arange(due, n), torch.arange(due)]), n - due
         self._uses_left[:n] = tensors["uses_left"]
 
     def _live(self) -> Int[Tensor, " n"]:
-        """The slots of rows that are to be served: those due before the next mixing in their order, then the others."""
+        """The slots of rows still to be served: those due before the next mixing, in their order, then the others."""
         served = self._order[: self._served]
         return torch.cat([self._order[self._served :], served[self._uses_left[served] > 0]])
 

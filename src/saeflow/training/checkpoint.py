@@ -1,10 +1,10 @@
 """Checkpoints: everything the next step depends on, whole or not at all, without pickle.
 
-    OUT/checkpoint.json           which folder is the last whole one, and plain values
+    OUT/checkpoint.json           names the last complete folder, and holds plain values
     OUT/checkpoint-STEP/          learners.safetensors, buffer.safetensors
 
-`checkpoint.json` is replaced last, by a rename; the folder before is removed after that. A run that is killed at any
-moment goes on from the last whole one.
+`checkpoint.json` is replaced last, by a rename, and only then is the previous folder removed. A run killed at any
+moment resumes from the last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """What it takes on disk, about."""
+        """Its approximate size on disk."""
         return sum(t.nbytes for part in (self.learners, self.buffer) for t in part.values())
 
 
 def save(out: Path, state: Checkpoint) -> None:
-    """Write a checkpoint, and remove the one before.
+    """Write a checkpoint, and remove the previous one.
 
     Raises:
         OSError: when the disk has no room for it, or cannot be written.
@@ -67,7 +67,7 @@ def save(out: Path, state: Checkpoint) -> None:
 
 
 def load(out: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a folder, or None.
+    """The last complete checkpoint of a folder, or None.
 
     Raises:
         BadFile: when it is damaged, or of another version.
@@ -85,7 +85,7 @@ def load(out: Path) -> Checkpoint | None:
         folder = out / str(data["folder"])
         if not agrees_with_check(data):
             raise ValueError("it has changed since it was written")
-        sums = data.get("sums", {})  # checkpoints of before had none
+        sums = data.get("sums", {})  # older checkpoints have none
         learners, buffer = (_read(folder / f"{name}.safetensors", sums.get(name)) for name in _PARTS)
         return Checkpoint(int(data["step"]), learners, buffer, data["state"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -97,14 +97,14 @@ def load(out: Path) -> Checkpoint | None:
 
 
 def remove(out: Path) -> None:
-    """Remove the checkpoint of a run that has ended; no error where there is none."""
+    """Remove the checkpoint of a finished run, if there is one."""
     (out / POINTER).unlink(missing_ok=True)
     for folder in out.glob("checkpoint-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_space(folder: Path, nbytes: int, what: str) -> None:
-    """Refuse to begin writing what does not fit.
+    """Raise an error before writing what does not fit on the disk.
 
     Raises:
         OSError: with ENOSPC, naming both sizes.
@@ -131,7 +131,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
             save_file(ready, part)
         except SafetensorError as error:
-            # it tells of the disk in a text alone
+            # safetensors reports a full disk only in the text of its error
             raise write_error(error, path) or OSError(errno.EIO, str(error), str(path)) from error
 
 
@@ -144,7 +144,7 @@ def _read(path: Path, expected: str | None) -> dict[str, Tensor]:
 
 
 def _sum(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of tensors and of their names."""
+    """A checksum of tensors and their names."""
     found = 0
     for name, tensor in sorted(tensors.items()):
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -2,14 +2,14 @@
 
     x' = (x - mean) * scale         mean norm sqrt(d_in)         trained on x', reads x when folded
 
-With n the norms of the trained decoder rows, read by an input normalised with (m, s) and written to an output
-normalised with (m_out, s_out), which are the same for an autoencoder, an activation in the units of the output is
-a = a' n / s_out. So the same function of raw activations, with unit decoder rows, has
+Let n be the norms of the trained decoder rows, (m, s) the normalisation of the input, and (m_out, s_out) that of the
+output, which is the same for an autoencoder. An activation in units of the output is a = a' n / s_out. The same
+function of raw activations, with unit decoder rows, therefore has
 
     W_enc <- W_enc n s / s_out        b_enc <- (b_enc - s W_enc m) n / s_out      threshold <- threshold n / s_out
     W_dec <- W_dec / n                b_dec <- b_dec / s_out + m_out
 
-Section 3.2 of Gemma Scope (arXiv 2408.05147) has the scale; the mean is folded in the same way.
+Section 3.2 of Gemma Scope (arXiv 2408.05147) describes the scale; the mean is folded in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from saeflow.training.settings import TrainingTarget
 
 @dataclass(frozen=True, eq=False)
 class Normalisation:
-    """What is subtracted from an activation and what it is then multiplied by."""
+    """A mean to subtract from an activation, and a scale to multiply the difference by."""
 
     mean: Float[Tensor, " d_in"]
     scale: float
@@ -39,10 +39,10 @@ class Normalisation:
 
     @staticmethod
     def of(mean: Float[Tensor, " d_in"], norm: Float[Tensor, ""], where: str) -> Normalisation:
-        """From the mean of some rows and their mean norm around it; `where` is for the message.
+        """Make a normalisation from the mean of some rows and their mean norm around it; the error names `where`.
 
         Raises:
-            InvalidArgument: when the rows do not differ.
+            InvalidArgument: when the rows do not differ, or are not finite.
         """
         if not (bool(torch.isfinite(norm)) and float(norm) > 0):
             raise InvalidArgument(
@@ -54,9 +54,9 @@ class Normalisation:
 
 @dataclass(frozen=True, eq=False)
 class TrainedWeights:
-    """Weights as they are trained, on normalised activations; rows are features, of any norm.
+    """Weights as trained, on normalised activations; one row per feature, of any norm.
 
-    `threshold` is None for TopK, which has `k`.
+    `threshold` is None for TopK, which has `k` instead.
     """
 
     W_enc: Float[Tensor, "n_features d_in"]
@@ -68,9 +68,9 @@ class TrainedWeights:
 
 
 def fold(weights: TrainedWeights, target: TrainingTarget, read: Normalisation, written: Normalisation) -> Dictionary:
-    """The dictionary on raw activations, with unit decoder rows. See the head of the file.
+    """The dictionary on raw activations, with unit decoder rows; see the module docstring.
 
-    TopK ranks activations times the norms of decoder rows, as it was trained.
+    A folded TopK ranks features as in training: by activation times the norm of the trained decoder row.
 
     Raises:
         InvalidArgument: when a weight is not finite, or a decoder row is zero.
@@ -99,11 +99,11 @@ def fold(weights: TrainedWeights, target: TrainingTarget, read: Normalisation, w
 
 
 def unfold(dictionary: Dictionary, read: Normalisation, written: Normalisation) -> TrainedWeights:
-    """The inverse of `fold`, with decoder rows at norm 1: where training goes on from a dictionary.
+    """The inverse of `fold`, with decoder rows at norm 1: the weights from which training continues.
 
     Raises:
-        InvalidArgument: when the dictionary does something that is not trained here: a normalisation of each token, a
-            subtracted `b_dec`, a skip, an activation that is neither JumpReLU nor TopK, or decoder rows of other norms.
+        InvalidArgument: when the dictionary has something that is not trained here: a normalisation per token, a
+            subtracted `b_dec`, a skip connection, or an activation that is neither JumpReLU nor TopK.
     """
     activation = dictionary.activation
     if (

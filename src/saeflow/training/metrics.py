@@ -1,19 +1,19 @@
 """How good dictionaries are on text they were not trained on: FVE, L0, silent features, loss recovered.
 
-    FVE              1 - sum |x - x'|^2 / sum |x - mean|^2, over the positions measured; x is what is written
-    FVE of all       the same with massive positions, which FVE leaves out (`sources.massive`)
+    FVE              1 - sum |x - x'|^2 / sum |x - mean|^2, over the positions measured; x is the tensor written
+    FVE of all       the same including massive positions, which FVE leaves out (`sources.massive`)
     L0               mean number of active features per position
     silent           share of features that fire at none of the positions measured
     loss recovered   (L_zero - L_spliced) / (L_zero - L_clean): the model's loss with zeros, with the reconstruction,
-                     and with its own activations at the place that is written
+                     and with its own activations in the tensor written
     loss added       L_spliced - L_clean, in nats per token
 
-No dictionary was trained on special tokens and massive positions. They are not measured, and keep their activations
-when the reconstruction is spliced in.
+No dictionary is trained on special tokens or massive positions. They are not measured, and keep their activations when
+the reconstruction is spliced in.
 
-A pass with a reconstruction starts at the splice: blocks before it answer with what they returned in the clean pass.
-Even so the loss costs two passes through the rest of the model for each dictionary, so that of a short run it is taken
-on the first of the texts alone (`Affordable`).
+A pass with a reconstruction starts at the splice: earlier blocks return their outputs of the clean pass. Even so, the
+loss costs two passes through the rest of the model per dictionary, so in a short run it is measured on the first texts
+only (`Affordable`).
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from saeflow.sources.tokens import Tokens
 from saeflow.training.settings import TrainingSettings, TrainingTarget
 
 MEASURED: Final = 0.1
-"""What measuring may take of what training takes."""
+"""Share of the cost of training that measuring may add."""
 FEWEST: Final = 512
-"""Tokens that are measured on at least. Spliced and clean losses are of the same tokens, so few say much."""
+"""Minimum number of tokens measured on. Spliced and clean losses use the same tokens, so few are enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What was measured of one dictionary; see the head of the file.
+    """Measurements of one dictionary; see the module docstring.
 
     Attributes:
-        tokens: positions that are not special.
-        massive: how many of them are massive at the site, and so not measured.
+        tokens: positions that are not special tokens.
+        massive: how many of them are massive at the site, and therefore not measured.
         loss_recovered, loss_added: NaN where the model's loss was not measured.
-        loss_tokens: how many next tokens the loss was measured on.
+        loss_tokens: how many next-token predictions the loss was measured on.
     """
 
     fve: float
@@ -69,7 +69,7 @@ class Quality:
 
 
 class Evaluation:
-    """Texts kept for measuring, with the model's loss on them, which is computed once.
+    """Held-out texts, with the model's loss on them, which is computed once.
 
     Attributes:
         n_tokens: how many of their tokens are not special.
@@ -87,10 +87,10 @@ class Evaluation:
 
         Args:
             model: the model.
-            batches: texts, some in each forward pass.
+            batches: held-out texts, one item per forward pass.
             targets: what is measured.
-            limits: `massive.norm_limit` of points; without one, no position there is massive.
-            affordable: on how many tokens, of the first texts; None for all.
+            limits: `massive.norm_limit` by point; at a point without one, no position is massive.
+            affordable: how many tokens of the first texts to measure on; None for all.
 
         Raises:
             InvalidArgument: when there are fewer than two tokens that are not special.
@@ -104,7 +104,7 @@ class Evaluation:
         self._between, self._with_loss = (self._first(n) for n in affordable or (math.inf, math.inf))
 
     def _first(self, n: float) -> int:
-        """How many batches have `n` tokens together, or all."""
+        """How many of the first batches hold `n` tokens together; all batches if they hold fewer."""
         before = itertools.accumulate((int(real.sum()) for _, real in self._batches[:-1]), initial=0)
         return sum(so_far < n for so_far in before)
 
@@ -115,9 +115,9 @@ class Evaluation:
 
         Args:
             dictionaries: by site.
-            loss: measure the model's loss too, which takes most of the time: a pass through the rest of the model for
-                each dictionary, and the first time another one with zeros.
-            last: measure on all texts, else on as many as are affordable on the way.
+            loss: also measure the model's loss, which takes most of the time: a pass through the rest of the model per
+                dictionary, and the first time another one with zeros, besides the clean loss for all.
+            last: measure on all texts; otherwise on as many as are affordable along the way.
 
         Raises:
             WidthMismatch: when a dictionary does not fit the model.
@@ -146,7 +146,7 @@ class Evaluation:
 
     @contextlib.contextmanager
     def _remembering(self, loss: bool) -> Generator[dict[int, object], None, None]:
-        """Collect what the last block before each splice returns in the passes made inside; nothing without `loss`."""
+        """Collect the outputs of the last block before each splice while the context is open; none without `loss`."""
         outputs: dict[int, object] = {}
         with contextlib.ExitStack() as stack:
             for layer in {first_block(target) - 1 for target in self._targets if loss} - {-1}:
@@ -160,7 +160,7 @@ class Evaluation:
     def _ordinary(
         self, target: TrainingTarget, captured: Captured, real: Bool[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
-        """Which positions are measured: neither special nor massive, in what is read and in what is written."""
+        """Mask of the positions measured: neither special nor massive, in the tensors read and written."""
         limits = {point: self._limits.get(point, math.inf) for point in target.points}
         massive = [is_massive(captured[point], limit) for point, limit in limits.items()]
         return real & ~torch.stack(massive).any(dim=0)
@@ -173,7 +173,7 @@ class Evaluation:
         ordinary: Bool[Tensor, "batch pos"],
         put: Float[Tensor, "batch pos d_out"],
     ) -> Float[Tensor, " n"]:
-        """The loss of each token with `put` where the target writes, at the positions that are measured."""
+        """The loss of each token when `put` replaces the tensor written, at the positions that are measured."""
         start = first_block(target)
         change: Change = lambda h: torch.where(ordinary[..., None], put, h)  # noqa: E731
         places: Mapping[PointLike, Change] = {target.written: change}
@@ -210,16 +210,16 @@ class Evaluation:
 
 
 def first_block(target: TrainingTarget) -> int:
-    """The first block that has to run again when what the target writes is changed."""
+    """The first block that has to run again when the tensor that the target writes is changed."""
     return target.site.layer + (target.written.tap is Tap.RES)
 
 
 class Affordable(NamedTuple):
-    """On how many tokens a run measures, so that measuring multiplies about a tenth of what training does.
+    """How many tokens a run measures on, so that measuring costs about a tenth of the multiplications of training.
 
     Attributes:
-        between: in each measurement on the way; the last one is on all that are kept for it.
-        loss: where the model's loss is measured, once.
+        between: in each measurement along the way; the last one uses all held-out texts.
+        loss: when the model's loss is measured, once.
     """
 
     between: int
@@ -227,10 +227,10 @@ class Affordable(NamedTuple):
 
     @staticmethod
     def of(model: LanguageModel, targets: Sequence[TrainingTarget], settings: TrainingSettings) -> Affordable:
-        """Half for the measurements on the way, half for the loss at the end, and a few texts at least.
+        """Split `MEASURED` in half between measurements along the way and the final loss, each `FEWEST` tokens or more.
 
-        Of each token, training multiplies the blocks up to the last that is read and the encoder of every target; a
-        measurement these and the decoders; the loss the blocks after each splice and the head, twice.
+        Per token, training multiplies by the blocks up to the last one read and by the encoder of every target; a
+        measurement by these and the decoders; the loss by the blocks after each splice and the unembedding, twice.
         """
         blocks = [sum(p.numel() for p in model.block(layer).parameters()) for layer in range(model.n_layers)]
         head = sum(p.numel() for p in cast("nn.Module", model.hf_model.get_output_embeddings()).parameters())
@@ -258,7 +258,7 @@ class _Errors:
         self.squares += float(written.square().sum())
 
     def fve(self) -> float:
-        """Against the mean of the positions that were added."""
+        """FVE relative to the mean of the positions that were added."""
         spread = self.squares - float(torch.as_tensor(self.sum).square().sum()) / max(self.n, 1)
         return 1 - self.error / spread if spread > 0 else math.nan
 

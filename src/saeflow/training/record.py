@@ -1,9 +1,9 @@
-"""What a run leaves beside its dictionaries: training.json, which says what it was, and metrics.jsonl.
+"""The records of a run beside its dictionaries: training.json, which identifies it, and metrics.jsonl.
 
     training.json   model, texts, targets and settings, "finished", and at the end the quality of every site
-    metrics.jsonl   a row a site and measurement: FVE, L0, silent, dead, loss recovered, the terms of the loss
+    metrics.jsonl   one row per site and measurement: FVE, L0, silent, dead, loss recovered, the terms of the loss
 
-A folder is bound to its run by training.json: another run does not go on in it.
+training.json binds a folder to its run: no other run resumes there.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SHARDS: Final = "shards"
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a run left: the folder, and the last measurement of each site.
+    """The result of a run: its folder, and the last measurement of each site.
 
     Attributes:
-        folder: sae-lens folders, which `load_dictionaries` opens.
-        quality: FVE, L0, silent features and loss recovered, on the texts kept for measuring.
+        folder: holds sae-lens folders, which `load_dictionaries` opens.
+        quality: FVE, L0, silent features and loss recovered, on held-out texts.
         dead: share of features that fired in none of the last steps.
         massive: rows that were left out of training as massive.
     """
@@ -47,17 +47,17 @@ class Trained:
 
 
 MOST_MISSED: Final = 0.1
-"""By what share L0 may miss its target without a remark."""
+"""Relative deviation of L0 from its target up to which it is not reported."""
 
 
 def missed_by(l0: float, target: float) -> float | None:
-    """By what share of the L0 that was asked for another misses it, up or down; None within 10 %, or where none was."""
+    """The relative deviation of an L0 from its target, up or down; None within 10 %, or without a target."""
     missed = l0 / target - 1 if target else 0.0
     return missed if abs(missed) > MOST_MISSED else None
 
 
 def begun(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write training.json of a run that begins, and remove the metrics of another.
+    """Write training.json of a new run, and remove the metrics of an earlier one.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -67,7 +67,7 @@ def begun(out: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def ended(out: Path, manifest: Mapping[str, Any], done: Trained, seconds: float) -> None:
-    """Write training.json of a run that has ended.
+    """Write training.json of a finished run.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -101,7 +101,7 @@ def add_metrics(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def cut_metrics(out: Path, step: int) -> None:
-    """Leave out what was measured after `step`: a run that goes on measures it again.
+    """Remove the rows measured after `step`: a resumed run measures them again.
 
     Raises:
         BadFile: when the file is damaged.
@@ -120,7 +120,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / METRICS
     try:
-        # a byte that is no text spoils its own line, which then is no JSON
+        # a byte that is not UTF-8 spoils its own line only
         lines = read_bytes(path, TEXTS).decode("utf-8", "replace").splitlines()
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Give the folder of a training run.") from error
@@ -129,7 +129,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         try:
             rows.append(dict(parse_json(line)))
         except (ValueError, TypeError, RecursionError) as error:
-            if number == len(lines):  # a kill cuts the last line; it is measured again
+            if number == len(lines):  # a kill may cut the last line; it is measured again
                 break
             raise BadFile(f"{path}: line {number} is no JSON ({error}). Remove the folder to begin again.") from error
     return rows
@@ -139,9 +139,9 @@ _SHOWN: Final = ("fve", "l0", "silent", "dead", "loss_recovered")
 
 
 def last_measured(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, float | None]]]:
-    """(about the run, the last measurement of each site) of a folder that a run wrote to; both empty for any other.
+    """(facts about the run, last measurement of each site) of a folder; both empty if no run wrote to it.
 
-    What is damaged is told in the first, and spoils nothing.
+    Damage is reported in the first and raises no error.
     """
     if not (folder / MANIFEST).is_file():
         return {}, {}
@@ -149,7 +149,7 @@ def last_measured(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, flo
         manifest = read_json(folder / MANIFEST)
         state = "finished" if manifest.get("finished") else "not finished; the last measurement is shown"
         rows = dict[str, Any](manifest["quality"]) if manifest.get("finished") else {}
-        # later rows of a site take the place of earlier ones
+        # later rows of a site replace earlier ones
         rows = rows or {str(row["site"]): row for row in read_metrics(folder)}
         return {"training": state}, {site: {key: _finite(row.get(key)) for key in _SHOWN} for site, row in rows.items()}
     except (BadFile, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -163,17 +163,17 @@ def _finite(value: object) -> float | None:
 
 
 def in_short(quality: Mapping[Site, Quality], dead: Sequence[float]) -> str:
-    """The means over the sites, for a bar: `fve 0.82, L0 5.3, dead 1 %`."""
+    """The means over the sites, for a progress bar: `fve 0.820, L0 5.3, dead 1 %`."""
     n = len(quality)
     fve, l0 = (sum(getattr(q, name) for q in quality.values()) / n for name in ("fve", "l0"))
     return f"fve {fve:.3f}, L0 {l0:.1f}, dead {100 * sum(dead) / n:.0f} %"
 
 
 def finished(out: Path, manifest: Mapping[str, Any]) -> Trained | None:
-    """What a finished run in `out` left, bound to what it was told; None where there is no such run.
+    """The result of the finished run in `out`; None if there is no run, or it is not finished.
 
     Raises:
-        BadFile: when it was another run.
+        BadFile: when the folder is damaged, or holds a run with another manifest, or something else.
     """
     path = out / MANIFEST
     if not path.is_file():
@@ -188,7 +188,7 @@ def finished(out: Path, manifest: Mapping[str, Any]) -> Trained | None:
         found = dict[str, Any](parse_json(read_bytes(path)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadFile(f"{path} cannot be read ({error}). Remove the folder to begin again.") from error
-    found.setdefault("trainer", "sae-lens")  # what trained before saeflow did
+    found.setdefault("trainer", "sae-lens")  # older runs do not name it
     other = [key for key in manifest if key != "saeflow" and found.get(key) != json.loads(json.dumps(manifest[key]))]
     if other:
         pairs = "; ".join(f"{key} {_short(found.get(key))} there, {_short(manifest[key])} now" for key in other)

@@ -1,10 +1,10 @@
-"""A training run: texts in, a folder of sae-lens SAEs out; killed anywhere, it goes on to the same weights.
+"""A training run: texts in, a folder of sae-lens SAEs out; a run killed at any point resumes to the same weights.
 
-1. Windows of tokens pass through the model once, and every place that is asked for is captured.
-2. A buffer shuffles the rows of all places together; its first filling gives each place its normalisation.
+1. Windows of tokens pass through the model once, and every requested point is captured.
+2. A buffer shuffles the rows of all points together; its first filling sets the normalisation of each point.
 3. Each batch is normalised and takes one step at every target.
-4. At intervals the weights are folded back to raw activations and measured on texts that are kept for it, and
-   everything the next step depends on is written down.
+4. At intervals the weights are folded back to raw activations and measured on held-out texts, and everything the next
+step depends on is written to a checkpoint.
 5. At the end the folded dictionaries are measured, and written side by side.
 """
 
@@ -45,9 +45,9 @@ from saeflow.training.trainer_interface import MakeTrainer, Trainer, TrainerInpu
 from saeflow.version import __version__
 
 TRAINERS: Final[Mapping[str, MakeTrainer]] = {made.name: made for made in (SparseTrainer, SaeLensTrainer)}
-"""What moves the weights, by name: saeflow's own trainer, and those of sae-lens, which needs the extra `train`."""
+"""Trainers by name: saeflow's own, and that of sae-lens, which needs the extra `train`."""
 _PATIENCE: Final = 20
-"""Checkpoints by the clock are apart by so many times what one takes: they cost a twentieth of a run at most."""
+"""Checkpoints by the clock are at least this many times their duration apart: at most a twentieth of a run."""
 
 
 def train(
@@ -67,34 +67,34 @@ def train(
 ) -> Trained:
     """Train a dictionary at every target and write them to `out` as sae-lens folders.
 
-    A run resumes from the checkpoint in its folder and reaches the weights that the whole run would have given, bit for
-    bit on the same machine with as many threads; a finished run is only reported.
+    A run resumes from the checkpoint in its folder and reaches the weights of an uninterrupted run, bit for bit on the
+    same machine with the same number of threads; a finished run is only reported.
 
     Args:
         model: the model whose activations are read.
         batches: tokens to train on; see `TextBatches` and `WindowBatches`.
-        targets: what to train, one a site.
-        settings: how.
-        out: a folder of this run alone.
-        evaluation: tokens to measure on, which `batches` must not give. On the way, and for the model's loss, the
-            first of them: so many that measuring takes about a tenth of the training (`metrics.Affordable`).
-        start: dictionaries to go on from, by site; sites without one begin at random.
+        targets: what to train, one per site.
+        settings: settings of the run.
+        out: a folder for this run only.
+        evaluation: held-out tokens, which `batches` must not give. Measurements along the way and of the model's loss
+            use the first of them, few enough that measuring costs about a tenth of training (`metrics.Affordable`).
+        start: dictionaries to continue from, by site; other sites start at random.
         texts: where the tokens come from, for the metadata.
-        model_name: the model's name, for the metadata; its own where empty.
-        progress: told (tokens done, of, a line of the last measurement).
-        trainer: what moves the weights; `TRAINERS` has those there are.
+        model_name: the model's name, for the metadata; `model.name` if empty.
+        progress: called with (tokens done, tokens in all, a line about the last measurement).
+        trainer: what updates the weights; see `TRAINERS`.
         log: called with the rows of every measurement, as they go into metrics.jsonl; see `saeflow.loggers`.
 
     Raises:
         InvalidArgument: when two targets share a site, activations are not finite, or training diverges.
         UnknownSite: for a layer the model does not have.
-        BadFile: when `out` holds another run, or a damaged one.
-        MissingExtra: when sae-lens is to train and is not installed.
+        BadFile: when `out` holds another run, this one in shards, or a damaged one.
+        MissingExtra: when the trainer needs sae-lens and it is not installed.
         OSError: when the disk is full or cannot be written.
     """
     check_targets(targets, settings)
     for target in targets:
-        model.block(target.site.layer)  # one that is not there is refused before the folder is made
+        model.block(target.site.layer)  # a missing layer raises before the folder is made
     manifest = identity(model, targets, settings, start, texts, model_name, trainer.name)
     done = record.finished(out, manifest)
     if done is not None:
@@ -119,7 +119,7 @@ def identity(
     model_name: str,
     trainer: str,
 ) -> dict[str, Any]:
-    """What training.json says of a run, and what one that resumes in its folder must share with it."""
+    """What training.json says about a run, and what a run that resumes in its folder must share with it."""
     return {
         "saeflow": __version__,
         "model": model_name or model.name,
@@ -133,7 +133,7 @@ def identity(
 
 
 class _TrainingRun:
-    """The parts of one run, and where it is."""
+    """The parts and the state of one run."""
 
     evaluation: Evaluation
     trainer: Trainer
@@ -165,7 +165,7 @@ class _TrainingRun:
         )
 
     def begin(self, start: Mapping[Site, Dictionary], make: MakeTrainer) -> None:
-        """From the checkpoint, or with a first filling of the buffer, from which the normalisations come."""
+        """Restore the checkpoint, or fill the buffer for the first time and derive the normalisations from it."""
         self.out.mkdir(parents=True, exist_ok=True)
         found = checkpoint.load(self.out)
         if found is None:
@@ -199,7 +199,7 @@ class _TrainingRun:
             self.trainer.restore(found.learners, found.values["learners"])
 
     def to_the_end(self, progress: Progress) -> Trained:
-        """Every step that is left, then the end."""
+        """Take the remaining steps, then finish the run."""
         optimiser, settings = self.settings.optimiser, self.settings
         now, quality = "", dict[Site, Quality]()
         began = time.monotonic() - self.seconds
@@ -224,14 +224,14 @@ class _TrainingRun:
         return self._end(quality)
 
     def _next_checkpoint(self, written: float) -> float:
-        """When a checkpoint is due by the clock, after one that began at `written` and has just ended."""
+        """The time of the next checkpoint by the clock, after one that began at `written` and has just ended."""
         if not self.settings.checkpoint_minutes:
             return math.inf
         now = time.monotonic()
         return now + max(60 * self.settings.checkpoint_minutes, _PATIENCE * (now - written))
 
     def _batch(self) -> dict[str, Tensor]:
-        """The next rows, normalised, for each target without those that are massive where it reads or writes."""
+        """The next rows for each target, normalised, without those that are massive where it reads or writes."""
         rows = {p: h.to(self.model.device) for p, h in next(self.buffer).items()}
         ready = {p: self.norms[p](h) for p, h in rows.items()}
         massive = {p: is_massive(h, self.limits[p]) for p, h in rows.items()}
@@ -254,7 +254,7 @@ class _TrainingRun:
         }
 
     def _measure(self, *, last: bool) -> dict[Site, Quality]:
-        """Measure what would be written now, and add a row a site to metrics.jsonl."""
+        """Measure the current dictionaries, and add one row per site to metrics.jsonl."""
         with_loss = last or self.settings.loss_every_time
         quality = self.evaluation.measure(self._dictionaries(), loss=with_loss, last=last)
         rows: list[dict[str, Any]] = []
@@ -305,7 +305,7 @@ class _TrainingRun:
         return done
 
     def _write(self, folder: Path, quality: dict[Site, Quality]) -> dict[Site, float]:
-        """Write the dictionaries as they are now; the share of dead features of each."""
+        """Write the current dictionaries; returns the share of dead features of each."""
         dead = {t.site: self.trainer.dead(t.name) for t in self.targets}
         write_sae_lens_release(
             folder,
@@ -335,13 +335,13 @@ class _TrainingRun:
 
 
 def kept_folder(out: Path) -> Path:
-    """Where a run keeps dictionaries on the way, a release in each of its folders: beside that of the run.
+    """Where a run saves dictionaries along the way, one release per subfolder: beside the run's own folder.
 
-    Not in it: whoever opens a folder of dictionaries finds those below it too.
+    Not inside it, because opening a folder of dictionaries also finds those in its subfolders.
     """
     return out.with_name(f"{out.name}-steps")
 
 
 def _due(step: int, batch: int, every: int) -> bool:
-    """Whether the tokens of this step cross a multiple of `every`."""
+    """Whether this step's tokens cross a multiple of `every`."""
     return bool(every) and (step * batch) // every > ((step - 1) * batch) // every

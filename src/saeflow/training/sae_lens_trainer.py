@@ -1,12 +1,12 @@
-"""sae-lens's losses and trainers, fed by our stream and resumed exactly. Imported by `extra`, never at the top.
+"""sae-lens's losses and trainers, fed by saeflow's stream and resumed exactly; `extra` imports sae-lens when needed.
 
-Each dictionary is a training SAE of sae-lens 6.54 (`JumpReLUTrainingSAE` in its modes step and quadratic, TopK,
-BatchTopK), and all are held by its `MultiSAETrainer`, which gives each an Adam and schedules of its own. What is added
-here: decoder rows that stay at norm 1 (Gemma Scope's constraint: gradients lose their part along the row), thresholds
-that hold a target L0, transcoders, first weights from a seed of the site's own, and a state without pickle that has
-everything the next step depends on.
+Each dictionary is a training SAE of sae-lens 6.54 (`JumpReLUTrainingSAE` in its step and quadratic modes, TopK,
+BatchTopK). Its `MultiSAETrainer` holds them all, and gives each its own Adam and schedules. This module adds decoder
+rows that stay at norm 1 (Gemma Scope's constraint: gradients lose their component along the row), thresholds that hold
+a target L0, transcoders, first weights seeded per site, and a state without pickle that has everything the next step
+depends on.
 
-The trainers are driven by their public seam (`SAETrainer.step`), one turn of `MultiSAETrainer.fit` at a time.
+The trainers are driven through their public method `SAETrainer.step`, as `MultiSAETrainer.fit` does in each iteration.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def extra(module: str = "sae_lens") -> Any:
 
 
 class SaeLensTrainer:
-    """The training SAEs of one run, in step. Meets `Trainer`."""
+    """The training SAEs of one run, stepped together. Implements `Trainer`."""
 
     name: ClassVar[str] = "sae-lens"
 
@@ -82,7 +82,7 @@ class SaeLensTrainer:
                 _keep_unit_rows(trainer)
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
-        """One step of every SAE."""
+        """Take one step with every SAE."""
         for name, trainer in self._trainers.items():
             output = trainer.step(batch[name])
             trainer.n_training_steps += 1
@@ -93,9 +93,9 @@ class SaeLensTrainer:
 
     @torch.no_grad()
     def _hold_l0(self, name: str, output: Any) -> None:
-        """Move all thresholds of one together towards the L0 that is due.
+        """Move all thresholds of one SAE together towards the L0 that is due.
 
-        The same as in `sparse_trainer`, on all pre-activations.
+        The same as in `sparse_trainer`, but with all pre-activations at hand.
         """
         trainer, goal = self._trainers[name], self._loss.l0
         first = self._first_l0.setdefault(
@@ -104,7 +104,7 @@ class SaeLensTrainer:
         due = l0_due(first, goal, trainer.n_training_steps, self._steps)
         above = (output.hidden_pre[:LOOKED_AT].float() - trainer.sae.threshold).flatten()
         n = min(max(1, round(due * min(LOOKED_AT, len(output.hidden_pre)))), len(above))
-        # moved by the n-th largest distance, they would leave n activations of these rows
+        # moved by the n-th largest distance, thresholds would leave n activations in these rows
         shift, step = above.topk(n, sorted=False).values.min(), trainer.n_training_steps
         hold_thresholds(
             trainer.sae.threshold,
@@ -115,7 +115,7 @@ class SaeLensTrainer:
         )
 
     def weights(self, name: str) -> TrainedWeights:
-        """The weights of one."""
+        """Copies of the weights of one SAE."""
         return trained_weights(self._trainers[name].sae)
 
     def dead(self, name: str) -> float:
@@ -148,7 +148,7 @@ class SaeLensTrainer:
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Resume where `state` was taken.
 
         Raises:
             BadFile: when the state is of other SAEs.
@@ -156,7 +156,7 @@ class SaeLensTrainer:
         refuse_other(state, self._trainers)
         for name, trainer in self._trainers.items():
             mine = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
-            # cloned: tensors of a file lie at any address, and sums of matrix products can depend on it
+            # cloned: tensors from a file have any alignment, and sums in matrix products can depend on it
             device = trainer.sae.device
             sae = {key.removeprefix("sae."): t.to(device) for key, t in mine.items() if key.startswith("sae.")}
             trainer.sae.load_state_dict(sae)
@@ -178,13 +178,13 @@ class SaeLensTrainer:
 
 
 def trainer_config(settings: TrainingSettings, device: torch.device) -> Any:
-    """The settings as sae-lens's trainer takes them. Nothing is logged by it."""
+    """The settings in the form of sae-lens's trainer, without logging."""
     config, optimiser = extra("sae_lens.config"), settings.optimiser
     return config.SAETrainerConfig(
         total_training_samples=optimiser.steps * optimiser.batch,
         train_batch_size_samples=optimiser.batch,
         lr=optimiser.lr,
-        lr_end=optimiser.lr / 10,  # asked for, and not used by a constant schedule, which decays to 0
+        lr_end=optimiser.lr / 10,  # required, but unused by a constant schedule, which decays to 0
         lr_warm_up_steps=round(optimiser.warm_up * optimiser.steps),
         lr_decay_steps=round(optimiser.decay * optimiser.steps),
         adam_beta1=optimiser.beta1,
@@ -196,7 +196,7 @@ def trainer_config(settings: TrainingSettings, device: torch.device) -> Any:
 
 
 def make_sae(target: TrainingTarget, inputs: TrainerInputs) -> Any:
-    """A training SAE with first weights of its own seed, whatever torch's global generator holds.
+    """A training SAE with first weights from its own seed, whatever the state of torch's global generator.
 
     Raises:
         MissingExtra: when sae-lens is not installed.
@@ -215,7 +215,7 @@ def make_sae(target: TrainingTarget, inputs: TrainerInputs) -> Any:
     }
     if loss.objective.has_thresholds:
         quadratic = loss.objective is Objective.JUMPRELU_L0
-        # pre-activations are as large as the rows the encoder starts with
+        # pre-activations scale with the norm of the first encoder rows
         start = rows * first_threshold(loss.l0, target.width) if loss.threshold is None else loss.threshold
         base, config = (
             lens.JumpReLUTrainingSAE,
@@ -245,9 +245,9 @@ def make_sae(target: TrainingTarget, inputs: TrainerInputs) -> Any:
 
 
 class _Transcoding:
-    """Before a training SAE of sae-lens: reads the first d_in columns of a batch and predicts the others.
+    """Mixin for a training SAE of sae-lens: reads the first d_in columns of a batch and predicts the others.
 
-    The encoder starts as the transpose of the decoder where the widths agree, as sae-lens does it for SAEs.
+    The encoder starts as the transpose of the decoder where the widths agree, as in sae-lens's SAEs.
     """
 
     cfg: Any
@@ -255,7 +255,7 @@ class _Transcoding:
     b_dec: Any
 
     def split(self, d_in: int, d_out: int) -> None:
-        """Give the decoder the width of the output, and the loss its columns of the batch."""
+        """Give the decoder the width of the output, and compute the loss on the output's columns of the batch."""
         self.d_read = d_in
         if d_out != d_in:
             rows = torch.randn(self.cfg.d_sae, d_out)
@@ -273,20 +273,20 @@ class _Transcoding:
         return sae_in[:, : self.d_read]
 
     def calculate_topk_aux_loss(self, sae_in: Tensor, **inputs: Any) -> Tensor:
-        """sae-lens's loss of dead features, on the error of what is predicted."""
+        """sae-lens's loss of dead features, on the error in the predicted columns."""
         inherited = cast("Any", super()).calculate_topk_aux_loss
         return cast("Tensor", inherited(sae_in=sae_in[:, self.d_read :], **inputs))
 
 
 def trained_weights(sae: Any) -> TrainedWeights:
-    """The weights of a training SAE as copies, rows features, its threshold in the units of pre-activations.
+    """Copies of a training SAE's weights, one row per feature, with thresholds in units of pre-activations.
 
-    A BatchTopK has one threshold for activations times the norms of decoder rows; it becomes one a feature.
+    A BatchTopK has one threshold on activations times the norms of decoder rows; it becomes one threshold per feature.
     """
     held: dict[str, Tensor] = {key: value.detach().clone() for key, value in sae.state_dict().items()}
     threshold: Tensor | None = held.get("threshold")
     if threshold is not None:
-        threshold = threshold.clamp(min=0)  # as the next step would project it
+        threshold = threshold.clamp(min=0)  # as the next step would
     elif "topk_threshold" in held:
         rows = held["W_dec"].norm(dim=1).clamp(min=1e-8)
         threshold = (held["topk_threshold"] / rows.double()).float()
@@ -296,7 +296,7 @@ def trained_weights(sae: Any) -> TrainedWeights:
 
 @torch.no_grad()
 def _put(sae: Any, start: TrainedWeights) -> None:
-    """Begin with given weights.
+    """Start a training SAE from given weights.
 
     Raises:
         InvalidArgument: when they have other shapes, or another kind of activation.
@@ -312,7 +312,7 @@ def _put(sae: Any, start: TrainedWeights) -> None:
         given["threshold"] = start.threshold
     elif "topk_threshold" in held and start.threshold is not None:
         given["topk_threshold"] = (start.threshold * start.W_dec.norm(dim=1)).mean()
-    elif start.threshold is not None:  # a TopK has none
+    elif start.threshold is not None:  # a TopK has no threshold: refused below
         given["threshold"] = start.threshold
     wrong = {key: tuple(t.shape) for key, t in given.items() if key in held and held[key].shape != t.shape}
     if wrong or set(given) != set(held):
@@ -326,7 +326,7 @@ def _put(sae: Any, start: TrainedWeights) -> None:
 
 
 def _keep_unit_rows(trainer: Any) -> None:
-    """Hold decoder rows at norm 1: their gradient loses its part along the row, and they are scaled after each step."""
+    """Keep decoder rows at norm 1: drop the gradient's component along each row, and rescale after each step."""
     rows: torch.nn.Parameter = trainer.sae.W_dec
     with torch.no_grad():
         rows.div_(rows.norm(dim=1, keepdim=True))
@@ -344,7 +344,7 @@ def _keep_unit_rows(trainer: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A scheduler's state with nothing in it that JSON does not hold; functions are made again from the settings."""
+    """A scheduler's state, if it holds only what JSON can store; its functions are rebuilt from the settings."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,10 +1,10 @@
-"""What a training run is told: the loss, the optimiser, the stream of activations, and what is trained where.
+"""Settings of a training run: the loss, the optimiser, the stream of activations, and what is trained where.
 
-Everything in sparsity is in the units of the *normalised* activations: centred, and scaled so that their mean norm is
-sqrt(d_in), about 1 a coordinate. Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) scales to a mean squared norm
-of 1 instead, so that a number of theirs that is a length is multiplied by sqrt(d_in) here, and one that weighs L0
-against squared error by d_in: their bandwidth and first threshold of 0.001 are 0.048 for Gemma 2 2B (d_in = 2,304),
-and their sparsity coefficient of 6e-4 is 1.4.
+All sparsity settings are in units of the *normalised* activations: centred, and scaled to a mean norm of sqrt(d_in),
+about 1 per coordinate. Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) scales to a mean squared norm of 1 instead.
+Its lengths are therefore multiplied by sqrt(d_in) here, and its weights of L0 against the squared error by d_in: its
+bandwidth and first threshold of 0.001 become 0.048 for Gemma 2 2B (d_in = 2,304), and its sparsity coefficient of 6e-4
+becomes 1.4.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from saeflow.sources.massive import RATIO
 
 
 class Objective(enum.StrEnum):
-    """How activations are kept few.
+    """How activations are kept sparse.
 
-    JUMPRELU: a threshold a feature and a penalty on L0 (Rajamanoharan et al. 2024, arXiv 2407.14435; Gemma Scope).
-    JUMPRELU_L0: the same with the penalty 2 / target * (L0 - target)^2 of each token (Gemma Scope 2).
-    TOPK: the k largest of each token (Gao et al. 2025, arXiv 2406.04093).
-    BATCHTOPK: the k a token largest of each batch (Bussmann et al. 2024, arXiv 2412.06410); a JumpReLU when trained.
+    JUMPRELU: one threshold per feature and a penalty on L0 (Rajamanoharan et al. 2024, arXiv 2407.14435; Gemma Scope).
+    JUMPRELU_L0: the same with the penalty 2 / target * (L0 - target)^2 per token (Gemma Scope 2).
+    TOPK: the k largest activations of each token (Gao et al. 2025, arXiv 2406.04093).
+    BATCHTOPK: the largest activations of each batch, k per token on average (Bussmann et al. 2024, arXiv 2412.06410);
+    the trained dictionary is a JumpReLU.
     """
 
     JUMPRELU = "jumprelu"
@@ -46,15 +47,15 @@ class Objective(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """The loss beside the squared error.
+    """The loss besides the squared error.
 
     Attributes:
-        objective: which one.
-        l0: active features a token: the target, or k. JUMPRELU without one, 0, is left to its coefficient.
-        coefficient: of the penalty on L0; of the auxiliary loss that revives dead features for the two TopKs.
-        warm_up: share of the steps over which the coefficient of a penalty grows from 0, linearly.
+        objective: which sparsity objective.
+        l0: active features per token: the target, or k. With 0, JUMPRELU has no target, and its coefficient sets L0.
+        coefficient: weight of the penalty on L0; for the two TopKs, of the auxiliary loss that revives dead features.
+        warm_up: share of the steps over which the coefficient of a penalty grows linearly from 0.
         bandwidth: width of the rectangle through which gradients reach a threshold.
-        threshold: where every threshold starts; None for `first_threshold`, which needs `l0`.
+        threshold: initial value of every threshold; None for `first_threshold`, which needs `l0`.
         unit_decoder: keep decoder rows at norm 1 in every step, as Gemma Scope does.
     """
 
@@ -88,7 +89,7 @@ class Sparsity:
 
     @property
     def holds_l0(self) -> bool:
-        """Whether thresholds are moved so that a target L0 is met."""
+        """Whether thresholds are moved to meet a target L0."""
         return self.objective.has_thresholds and self.l0 > 0
 
 
@@ -98,26 +99,26 @@ DEFAULTS: Final[dict[Objective, dict[str, Any]]] = {
     Objective.TOPK: {"unit_decoder": False},
     Objective.BATCHTOPK: {"unit_decoder": False},
 }
-"""What an objective is trained with where nothing else is said.
+"""Values of `Sparsity` for each objective where none are given.
 
-JUMPRELU is Gemma Scope's recipe, and with a target L0 begins as JUMPRELU_L0. That has a wide rectangle and first
-thresholds near the target, which find it in few steps (docs/training.md). The two TopKs rank activations times the
-norms of decoder rows, which so need no constraint.
+JUMPRELU is Gemma Scope's recipe; with a target L0 it starts from the values of JUMPRELU_L0 instead. Those are a wide
+rectangle and first thresholds near the target, which reach it in few steps (docs/training.md). The two TopKs rank
+activations times the norms of decoder rows, so these rows need no constraint.
 """
 
 
 def first_threshold(l0: float, width: int) -> float:
-    """Where thresholds start that none are given for: where 8 times the target would be active, and at 1 or more.
+    """The default initial threshold: where 8 times the target would be active, and at least 1.
 
-    Unit rows give normalised activations pre-activations of about unit variance, and they are taken as normal. From a
-    start below this, hundreds of active features take thousands of steps to come down; one at the target itself would
+    Unit rows give normalised activations pre-activations of about unit variance, which are treated as normal. From a
+    lower start, hundreds of active features take thousands of steps to come down; a start at the target itself would
     leave features without gradient.
     """
     return max(1.0, NormalDist().inv_cdf(1 - min(0.5, 8 * l0 / width)))
 
 
 def sparsity(objective: Objective | str, **values: float | bool | None) -> Sparsity:
-    """An objective with its defaults; what is told and not None replaces them.
+    """Return an objective with its defaults, replaced by all given values that are not None.
 
     Raises:
         InvalidArgument: for an unknown objective, or a value outside its range.
@@ -135,15 +136,15 @@ def sparsity(objective: Objective | str, **values: float | bool | None) -> Spars
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
-    """Adam, its learning rate up from 0, constant, and down to 0.
+    """Adam with a learning rate that rises from 0, stays constant, and falls to 0.
 
     Attributes:
-        tokens: rows of activations to train on at each site; the last batch is left out where it is not whole.
-        batch: rows a step.
-        lr: the learning rate at its highest.
+        tokens: rows of activations to train on at each site; an incomplete last batch is left out.
+        batch: rows per step.
+        lr: the highest learning rate.
         warm_up: share of the steps over which it rises.
         decay: share of the steps at the end over which it falls.
-        beta1: Adam's first decay; Gemma Scope has 0.
+        beta1: Adam's beta1; Gemma Scope uses 0.
     """
 
     tokens: int
@@ -173,7 +174,7 @@ class Optimiser:
 
     @property
     def steps(self) -> int:
-        """How many steps there are."""
+        """The number of steps."""
         return self.tokens // self.batch
 
 
@@ -182,11 +183,11 @@ class ActivationStream:
     """How texts become rows of activations.
 
     Attributes:
-        context: tokens of a window at most, the begin-of-text token included.
+        context: maximum tokens in a window, including the begin-of-text token.
         windows: windows in one forward pass.
-        buffer: rows that are shuffled at a time.
-        half: keep them in bfloat16, where memory is short; else in the dtype of the model.
-        uses: how many times a row is trained on: 2 halves what the model costs, and the texts are half as many.
+        buffer: rows that are shuffled together.
+        half: keep rows in bfloat16 to save memory; otherwise in the dtype of the model.
+        uses: how many times each row is trained on: 2 halves the cost of the model and the number of texts.
     """
 
     context: int = 256
@@ -211,9 +212,9 @@ class TrainingTarget:
     """One dictionary to train.
 
     Attributes:
-        site: what is written, and where it is found again.
+        site: the site that is written, under which the dictionary is saved.
         reads: the tap that is read, in the layer of `site`: the site's own tensor, `z`, or what an MLP reads.
-        width: how many features.
+        width: number of features.
     """
 
     site: Site
@@ -221,7 +222,7 @@ class TrainingTarget:
     width: int
 
     def __post_init__(self) -> None:
-        """Refuse a tap of another part, and a width without features."""
+        """Refuse a tap of another part, or a width below 1."""
         if self.reads.part is not self.site.part:
             raise InvalidArgument(
                 f"a dictionary at {self.site} cannot read {self.reads.value}, which serves {self.reads.part.value}. "
@@ -247,33 +248,33 @@ class TrainingTarget:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """What must be captured: one tensor, or two for a transcoder."""
+        """The tensors to capture: one, or two for a transcoder."""
         return tuple(dict.fromkeys((self.read, self.written)))
 
     @property
     def name(self) -> str:
-        """`3.res`: how its folder and its tensors in a checkpoint are named."""
+        """The name of its folder and of its tensors in a checkpoint: `3.res`."""
         return f"{self.site.layer}.{self.site.part.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """A whole run; the result is a function of it, of the model, of the texts and of the machine's arithmetic.
+    """Settings of a whole run; the result depends only on them, the model, the texts and the machine's arithmetic.
 
     Attributes:
-        sparsity: the loss beside the squared error.
+        sparsity: the loss besides the squared error.
         optimiser: steps and learning rate.
         stream: windows and buffer.
-        seed: of the first weights (with the site), and of the shuffling.
+        seed: seed of the first weights (together with the site) and of the shuffling.
         centre: subtract the mean of the activations before training; it is folded in at the end.
         checkpoint_every: tokens between checkpoints; 0 for none.
-        checkpoint_minutes: minutes between checkpoints, whatever the tokens; 0 for none. One that takes long is not
-            written again before twenty times as long.
-        massive: rows with a squared norm of more than so many medians of their site are left out everywhere; 0 for
-            none (`sources.massive`).
-        metrics_every: tokens between measurements; 0 for the end alone.
+        checkpoint_minutes: minutes between checkpoints, however many tokens were seen; 0 for none. After a slow
+            checkpoint, the next one waits at least twenty times as long as it took.
+        massive: rows with a squared norm of more than this many medians of their site are left out everywhere; 0 leaves
+            out none (`sources.massive`).
+        metrics_every: tokens between measurements; 0 to measure only at the end.
         loss_every_time: measure the model's loss each time, not only at the end.
-        keep_every: tokens between dictionaries that are kept as they are then (`run.kept_folder`); 0 for none.
+        keep_every: tokens between copies of the dictionaries saved along the way (`run.kept_folder`); 0 for none.
     """
 
     sparsity: Sparsity
@@ -289,7 +290,7 @@ class TrainingSettings:
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Refuse values outside their range, or that do not fit together."""
         if self.stream.buffer < 2 * self.optimiser.batch:
             raise InvalidArgument(
                 f"a buffer of {self.stream.buffer} rows for batches of {self.optimiser.batch}: half of it is served "
@@ -333,7 +334,7 @@ class TrainingSettings:
         )
 
     def bound(self) -> dict[str, Any]:
-        """What a run that goes on must share with the one that was killed: all but how often it reports."""
+        """What a resumed run must share with the killed one: all settings but those of reports and checkpoints."""
         values = replace(self, checkpoint_every=0, metrics_every=0).to_json()
         del values["checkpoint_minutes"], values["loss_every_time"], values["keep_every"]
         return values
@@ -341,11 +342,11 @@ class TrainingSettings:
 
 _TEXTS_AT_ONCE: Final = 2
 _LOGITS_AT_ONCE: Final = 2**27
-"""At most so many texts and so many logits are in memory at a time while dictionaries are measured."""
+"""Maximum texts, and maximum logits, in memory at a time while dictionaries are measured."""
 
 
 def measured_at_once(context: int, vocabulary: int) -> int:
-    """How many texts of `context` tokens are measured in one forward pass; fewer where the vocabulary is large."""
+    """How many texts of `context` tokens are measured in one forward pass: fewer for a large vocabulary."""
     return max(1, min(_TEXTS_AT_ONCE, _LOGITS_AT_ONCE // (context * max(vocabulary, 1))))
 
 
@@ -368,25 +369,25 @@ def needs(
     dense: bool = False,
     at_once: int = 1,
 ) -> Needs:
-    """What a run needs, from the widths of its points. See `Needs`.
+    """Estimate what a run needs, from the widths of its points; see `Needs`.
 
-    Each dictionary is held with Adam's two moments in float32. A step, of `at_once` dictionaries at a time, adds their
-    gradients, the batch and its error, and about 60 bytes for every feature that is active or close to its threshold,
-    in the first steps on about eight times as many as the target L0; where a penalty alone decides, on half of all. The
-    dense steps of sae-lens take gradients of all dictionaries, and about ten arrays of [batch, width].
+    Each dictionary is held in float32 with Adam's two moments. A step, taken by `at_once` dictionaries at a time, adds
+    their gradients, the batch and its error, and about 60 bytes for every feature that is active or close to its
+    threshold: in the first steps about eight times the target L0, or half of all features where only a penalty decides.
+    The dense steps of sae-lens hold the gradients of all dictionaries, and about ten arrays of [batch, width].
 
-    For measuring every dictionary is held once more, folded, which takes five copies of one at a time; then some texts
-    of a whole context (`measured_at_once`) take the activations of all places in float32, what the blocks before them
-    returned, and at one dictionary at a time about four arrays of [tokens, width], or for the model's loss three of
-    [tokens, vocabulary]. Two checkpoints are on disk while one replaces the other.
+    Measuring holds every dictionary once more, folded, and folding takes five copies of one dictionary at a time. Then
+    a few texts of a whole context (`measured_at_once`) take the activations of all points in float32, the outputs of
+    the blocks before them, and, for one dictionary at a time, about four arrays of [tokens, width], or for the model's
+    loss three of [tokens, vocabulary]. Two checkpoints are on disk while one replaces the other.
 
     Args:
         targets: what is trained.
-        widths: of every point.
-        settings: of the run.
-        bytes_a_value: of an activation.
-        vocabulary: how many tokens the model chooses from.
-        dense: sae-lens trains.
+        widths: width of every point.
+        settings: settings of the run.
+        bytes_a_value: bytes per activation value.
+        vocabulary: size of the model's vocabulary.
+        dense: whether sae-lens trains.
         at_once: steps that run side by side: as many as threads on the CPU.
 
     Raises:
@@ -412,16 +413,16 @@ def needs(
 
 
 def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int]) -> list[TrainingTarget]:
-    """Targets at every layer for each of `parts`: a part, `z`, `mlp_in` or `mid` (transcoders); in order of sites.
+    """Targets at every layer for each of `parts`: a part, `z`, `mlp_in` or `mid` (transcoders), in order of sites.
 
     Args:
-        parts: names of taps, at all layers or with one of their own: "res", "3/mlp"; `z` trains on the outputs of the
-            heads, at the site att.
-        layers: layers.
-        widths: features: one number for all, or one a part.
+        parts: names of taps, for all layers or with a layer of their own: "res", "3/mlp"; `z` trains on the outputs of
+            the heads, at the site att.
+        layers: layers of the names without their own.
+        widths: numbers of features: one for all, or one for each of `parts`.
 
     Raises:
-        InvalidArgument: for a name that is no tap, two at one site, or another number of widths.
+        InvalidArgument: for an unknown tap, no part or layer, two targets at one site, or another number of widths.
     """
     known = [tap.value for tap in Tap]
     named = [part.rpartition("/") for part in parts]
@@ -450,10 +451,10 @@ def targets_of(parts: Sequence[str], layers: Sequence[int], widths: Sequence[int
 
 
 def check_targets(targets: Sequence[TrainingTarget], settings: TrainingSettings) -> None:
-    """Refuse what could be trained and not be written, before it is trained.
+    """Refuse targets that could be trained but not written, before training starts.
 
     Raises:
-        InvalidArgument: for no target, two at one site, a transcoder with TopK, or more active features than there are.
+        InvalidArgument: for no target, two at one site, a transcoder with TopK, or an L0 above the number of features.
     """
     if not targets or len({target.site for target in targets}) < len(targets):
         raise InvalidArgument(
@@ -474,7 +475,7 @@ def check_targets(targets: Sequence[TrainingTarget], settings: TrainingSettings)
 
 
 def seed_of(seed: int, *what: str) -> int:
-    """A seed for one draw: a function of the run's seed and of what is drawn, and of nothing else."""
+    """The seed of one draw: a function only of the run's seed and of what is drawn."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *what]).encode()).digest()[:7], "big")
 
 

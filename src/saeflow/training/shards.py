@@ -1,12 +1,12 @@
-"""Training in shards: groups of targets, each trained by itself as a unit of an engine, then joined into one folder.
+"""Training in shards: groups of targets, each trained separately as a unit of an engine, then joined into one folder.
 
-    OUT/training.json          of the whole run; binds the folder to it
+    OUT/training.json          describes the whole run; binds the folder to it
     OUT/shards/shards.json     the sites of each shard, decided when the run begins
     OUT/shards/00/             what `train` writes: a checkpoint, metrics, at the end the dictionaries
 
-What a dictionary is trained on does not depend on the other sites, so that weights are those of one run, bit for bit,
-on like machines with as many threads. The model reads all tokens once a shard. A killed shard goes on from its
-checkpoint on any worker: all must see the folder, the texts and the weights.
+What a dictionary is trained on does not depend on the other sites, so the weights are those of a single run, bit for
+bit, on like machines with the same number of threads. The model reads all tokens once per shard. A killed shard resumes
+from its checkpoint on any worker: all workers must see the folder, the texts and the weights.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def train_in_shards(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train a run in shards, each a unit of an engine, and join them; what is left in `out` is what one run leaves.
+    """Train a run in shards, each a unit of an engine, and join them; `out` ends up as a single run leaves it.
 
-    All but the seconds is the same. A killed run resumes, with the shards it began with: those that are done stay,
-    others go on from their checkpoints. One that was killed while it was joined is joined to its end.
+    Only the seconds differ. A killed run resumes with the shards it began with: finished shards are kept, the others
+    resume from their checkpoints. A run killed while joining finishes joining.
 
     Args:
         run: what to train.
-        out: a folder of this run alone, on storage that all workers see.
-        shards: how many at most; as many as the engine has workers when None.
-        engine: where they run; this process, one after the other, when None.
-        progress: told (shards done, of, a line about the last one).
+        out: a folder for this run only, on storage that all workers see.
+        shards: maximum number of shards; the number of the engine's workers when None.
+        engine: where they run; in this process, one after the other, when None.
+        progress: called with (shards done, shards in all, a line about the last one).
 
     Raises:
         BadFile: when `out` holds another run, this one in one piece, or a damaged one.
@@ -66,7 +66,7 @@ def train_in_shards(
     if shards is not None and shards < 1:
         raise InvalidArgument(f"{shards} shards of a training run. Give 1 or more.")
     check_targets(run.targets, run.settings)
-    # another process may know the model by another path
+    # fixed here: another process may open the model from another path
     run = replace(run, model_name=run.model_name or run.model.name)
     manifest = identity(run.model, run.targets, run.settings, run.start, run.texts, run.model_name, run.trainer.name)
     done = record.finished(out, manifest)
@@ -79,12 +79,12 @@ def train_in_shards(
 
 
 def grouped(targets: Sequence[TrainingTarget], n: int) -> list[list[TrainingTarget]]:
-    """At most `n` groups of neighbouring layers, of about as many features each, in order of sites."""
+    """At most `n` groups of neighbouring layers with about the same number of features each, in order of sites."""
     ordered = sorted(targets, key=lambda target: target.site)
     total, before = sum(target.width for target in ordered), 0
     groups: dict[int, list[TrainingTarget]] = {}
     for target in ordered:
-        # the group in which the middle of its features lies
+        # a target goes to the group in which the middle of its features lies
         groups.setdefault((2 * before + target.width) * n // (2 * total), []).append(target)
         before += target.width
     return list(groups.values())
@@ -92,7 +92,7 @@ def grouped(targets: Sequence[TrainingTarget], n: int) -> list[list[TrainingTarg
 
 @dataclass(frozen=True, eq=False)
 class _TrainShard:
-    """The work: one shard of a run, in its folder."""
+    """The work of an engine: trains one shard of a run, in its folder."""
 
     run: TextRun
     folder: Path
@@ -108,7 +108,7 @@ class _TrainShard:
 
 
 def _planned(run: TextRun, out: Path, manifest: _Told, shards: int | None, engine: Engine) -> _Plan:
-    """The sites of each shard: as they were when the run began, or as they are to be."""
+    """The sites of each shard: as decided when the run began, or decided now."""
     if (out / checkpoint.POINTER).exists():
         raise BadFile(
             f"{out} holds this run in one piece, and it is not finished. Go on without --shards and with the engine "
@@ -132,7 +132,7 @@ def _planned(run: TextRun, out: Path, manifest: _Told, shards: int | None, engin
 
 
 def _places(engine: Engine) -> int:
-    """How many units run at a time. A cluster knows when it is joined, which its first unit does."""
+    """How many units run at a time. A cluster reports its workers once it is joined, which its first unit does."""
     if not engine.workers:
         for _ in engine.run(len, [(0, "")], name="workers"):
             pass
@@ -142,7 +142,7 @@ def _places(engine: Engine) -> int:
 def _trained(
     run: TextRun, out: Path, manifest: _Told, plan: _Plan, engine: Engine, progress: Progress | None
 ) -> dict[str, Trained]:
-    """What each shard has come to; those that are not finished are trained."""
+    """The result of each shard; those that are not finished are trained."""
     done: dict[str, Trained] = {}
     for name, sites in plan.items():
         own = {**manifest, "targets": [row for row in manifest["targets"] if row[0] in sites]}
@@ -160,7 +160,7 @@ def _trained(
 
 
 def _join(run: TextRun, out: Path, manifest: _Told, plan: _Plan, shards: Mapping[str, Trained]) -> Trained:
-    """One folder of all shards. Each step may be repeated, and training.json, which says finished, comes last."""
+    """Join all shards in one folder. Each step may be repeated; training.json, marked as finished, comes last."""
     shard_of = {site: name for name, sites in plan.items() for site in sites}
     for target in run.targets:
         _move(out / SHARDS / shard_of[str(target.site)] / target.name, out / target.name)
@@ -180,9 +180,9 @@ def _join(run: TextRun, out: Path, manifest: _Told, plan: _Plan, shards: Mapping
 
 
 def _move(source: Path, target: Path) -> None:
-    """Put the folder of a dictionary in its place, where that was not done before."""
+    """Move the folder of a dictionary into place, unless that was done before."""
     if source.is_dir():
-        if target.is_dir():  # of a run that training.json no longer tells of
+        if target.is_dir():  # left by a run that training.json no longer describes
             shutil.rmtree(target)
         source.rename(target)
     if not (target / CONFIG).is_file():
@@ -190,7 +190,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _measured(folders: Sequence[Path], targets: Sequence[TrainingTarget]) -> tuple[list[dict[str, Any]], float]:
-    """The rows of all shards in the order of one run, and the seconds of all together."""
+    """The metrics rows of all shards, in the order of a single run, and their seconds in total."""
     order = {str(target.site): place for place, target in enumerate(targets)}
     rows, seconds = list[dict[str, Any]](), 0.0
     for folder in folders:

@@ -1,6 +1,6 @@
-"""saeflow's own trainer: one dense product per step, everything else on the active features alone.
+"""saeflow's own trainer: one dense product per step, and everything else on active features only.
 
-Of the five matrix products of a dense step (encoder and decoder, forward and backward) nearly all entries are zero.
+In the five matrix products of a dense step (encoder and decoder, forward and backward) nearly all entries are zero.
 Here a step on a batch of B rows is
 
     1. screen       x W_enc^T + b in bfloat16, with a bound on its error: the only dense product
@@ -11,13 +11,12 @@ Here a step on a batch of B rows is
     5. accumulate   entries sorted by feature: dW_dec[j] = sum a G, dW_enc[j] = sum dL/dpre x
     6. update       gradients clipped to norm 1, Adam (torch's fused one), decoder rows scaled back to norm 1
 
-The losses are those of sae-lens 6.54, and their gradients are exact: nothing is approximated but the order of sums.
-The screen is a speed-up alone. With x = x' + dx and w = w' + dw (x', w' rounded), |x w - x' w'| is at most
-|dx| |w| + |x'| |dw|, plus what float32 sums can round. Four more columns of the dense product add this bound and
-subtract the threshold, so a positive result says "cannot be excluded". The step is the same, bit for bit, whichever
-type the screen runs in.
+The losses are those of sae-lens 6.54, and their gradients are exact: only the order of summation differs. The screen
+merely saves time. With x = x' + dx and w = w' + dw (x', w' rounded), |x w - x' w'| is at most |dx| |w| + |x'| |dw|,
+plus the rounding of float32 sums. Four more columns of the dense product add this bound and subtract the threshold, so
+a positive result means "cannot be excluded". The step is the same, bit for bit, whichever type the screen runs in.
 
-Everything is plain torch: embedding_bag and sampled_addmm, which run on CUDA too.
+Everything is plain torch: embedding_bag and sampled_addmm run on CUDA too.
 """
 
 from __future__ import annotations
@@ -49,43 +48,43 @@ from saeflow.training.trainer_interface import (
 )
 
 _CHUNK: Final = 512
-"""Rows that are screened at a time: their pre-activations stay in the cache."""
+"""Rows that are screened at a time, so that their pre-activations stay in the cache."""
 _THRESHOLD_RATE: Final = 0.01
-"""Share by which BatchTopK's running threshold moves to the smallest activation of a step."""
+"""Share by which BatchTopK's running threshold moves to the smallest chosen activation of a step."""
 
 
 class SparseTrainer:
-    """The dictionaries of a run, trained side by side. Meets `Trainer`."""
+    """The dictionaries of a run, trained side by side. Implements `Trainer`."""
 
     name: ClassVar[str] = "sparse"
 
     def __init__(self, inputs: TrainerInputs) -> None:
-        """Make the dictionaries, with first weights from a seed of each site's own.
+        """Make the dictionaries, with first weights seeded per site.
 
         Raises:
             InvalidArgument: when weights to start from do not fit.
         """
-        with warnings.catch_warnings():  # that sparse CSR tensors are in beta is announced once per process
+        with warnings.catch_warnings():  # torch announces once per process that sparse CSR is in beta
             warnings.simplefilter("ignore")
             Entries(torch.tensor([0, 1]), torch.tensor([0])).dots(torch.ones(1, 1), torch.ones(1, 1))
         self._trained = {target.name: DictionaryTrainer(target, inputs) for target in inputs.targets}
         self._side_by_side = _one_thread_each(min(torch.get_num_threads(), len(self._trained)), inputs.device)
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
-        """One step of every dictionary.
+        """Take one step with every dictionary.
 
-        Steps of several dictionaries run side by side on the CPU, each on one thread: most of a step's operations are
-        too small to be shared among threads.
+        On the CPU, several dictionaries step side by side, each on one thread: most operations of a step are too small
+        to be shared among threads.
         """
         rows = [batch[name] for name in self._trained]
         list(self._side_by_side(DictionaryTrainer.step, self._trained.values(), rows))
 
     def weights(self, name: str) -> TrainedWeights:
-        """The weights of one."""
+        """Copies of the weights of one dictionary."""
         return self._trained[name].weights()
 
     def dead(self, name: str) -> float:
-        """The share of features that did not fire in the last steps."""
+        """The share of a dictionary's features that did not fire in the last steps."""
         return float(self._trained[name].dead().float().mean())
 
     def losses(self, name: str) -> dict[str, float]:
@@ -114,23 +113,23 @@ class SparseTrainer:
 
 
 def _one_thread_each(threads: int, device: torch.device) -> Callable[..., Iterable[None]]:
-    """A `map` on so many threads of the CPU, in each of which torch computes on one; the usual `map` elsewhere."""
+    """A `map` over CPU threads in each of which torch computes on one thread; elsewhere the built-in `map`."""
     if threads < 2 or device.type != "cpu":
         return map
     n = torch.get_num_threads()
 
     def begin() -> None:
-        torch.get_num_threads()  # a thread takes the number of the process when it first asks, and would do so later
+        torch.get_num_threads()  # a thread's first query adopts the number of the process: query before setting it
         torch.set_num_threads(1)
 
     pool = ThreadPoolExecutor(threads, "step", begin)
-    list(pool.map(time.sleep, [0.01] * threads))  # all threads begin
-    torch.set_num_threads(n)  # for threads that begin later
+    list(pool.map(time.sleep, [0.01] * threads))  # start all threads
+    torch.set_num_threads(n)  # for threads that start later
     return pool.map
 
 
 class Entries(NamedTuple):
-    """Some (row, feature) pairs of a batch, in order of rows: those of row r are `first[r]` to `first[r + 1]`."""
+    """Some (row, feature) pairs of a batch, in order of rows: row r has those from `first[r]` to `first[r + 1]`."""
 
     first: Int[Tensor, " rows+1"]
     feature: Int[Tensor, " n"]
@@ -141,28 +140,28 @@ class Entries(NamedTuple):
         return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
     def where(self, kept: Bool[Tensor, " n"]) -> Entries:
-        """Those that are kept."""
+        """The pairs for which `kept` is true."""
         return Entries(pad(kept.cumsum(0), (1, 0))[self.first], self.feature[kept])
 
     def dots(self, left: Float[Tensor, "rows d"], right: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
-        """left[row] . right[feature] of every pair."""
+        """left[row] . right[feature] for every pair."""
         size, zeros = (len(left), len(right)), left.new_zeros(len(self.feature))
         pattern = torch.sparse_csr_tensor(self.first, self.feature, zeros, size, check_invariants=False)
         return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
 
     def sums(self, weights: Float[Tensor, " n"], table: Float[Tensor, "m d"]) -> Float[Tensor, "rows d"]:
-        """For each row the sum of weight * table[feature] over its pairs."""
+        """For each row, the sum of weight * table[feature] over its pairs."""
         return embedding_bag(
             self.feature, table, self.first, mode="sum", per_sample_weights=weights, include_last_offset=True
         )
 
 
 class DictionaryTrainer:
-    """One dictionary in training. See the head of the file.
+    """One dictionary in training; see the module docstring.
 
     Attributes:
         parameters: W_enc `[m, d_in]`, b_enc, W_dec `[m, d_out]`, b_dec, and for the JumpReLUs threshold.
-        steps: how many were made.
+        steps: number of steps taken.
         first_l0: L0 of the first step, where the L0 that is due starts; None where thresholds are not moved.
         losses: the terms of the last loss.
     """
@@ -196,7 +195,7 @@ class DictionaryTrainer:
                 "dictionary of the same width and architecture."
             )
         self.parameters = {key: tensor.to(inputs.device, copy=True).contiguous() for key, tensor in held.items()}
-        # BatchTopK has one threshold, of activations times the norms of decoder rows
+        # BatchTopK has one threshold, on activations times the norms of decoder rows
         self._batch_threshold = torch.zeros((), dtype=torch.float64, device=inputs.device)
         if self._loss.objective is Objective.BATCHTOPK:
             thresholds = self.parameters.pop("threshold")
@@ -216,18 +215,18 @@ class DictionaryTrainer:
             }
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that change in a step, as they are held, not as copies."""
+        """All tensors that a step changes, not copied."""
         held = {"silent_for": self._silent_for, "batch_threshold": self._batch_threshold}
         for key, tensor in self.parameters.items():
             held |= {key: tensor} | {f"adam.{key}.{which}": one for which, one in self._adam.state[tensor].items()}
         return held
 
     def weights(self) -> TrainedWeights:
-        """Copies of the weights, the threshold in the units of pre-activations."""
+        """Copies of the weights, with thresholds in units of pre-activations."""
         held = {key: tensor.clone() for key, tensor in self.parameters.items()}
         threshold = held.pop("threshold", None)
         if threshold is not None:
-            threshold.clamp_(min=0)  # as the next step would project it
+            threshold.clamp_(min=0)  # as the next step would
         elif self._loss.objective is Objective.BATCHTOPK:
             threshold = (self._batch_threshold / held["W_dec"].norm(dim=1).clamp(min=1e-8).double()).float()
         return TrainedWeights(**held, threshold=threshold, k=int(self._loss.l0) if threshold is None else 0)
@@ -237,18 +236,18 @@ class DictionaryTrainer:
         return self._silent_for > dead_window(self._settings)
 
     def learning_rate(self) -> float:
-        """The learning rate of the next step: up linearly, constant, down linearly."""
+        """The learning rate of the next step: linear rise, constant, linear fall."""
         optimiser, left = self._settings.optimiser, self._settings.optimiser.steps - self.steps
         up, down = round(optimiser.warm_up * optimiser.steps), round(optimiser.decay * optimiser.steps)
         return optimiser.lr * (left / down if left < down else min(1.0, (self.steps + 1) / max(up, 1)))
 
     @torch.no_grad()
     def step(self, batch: Float[Tensor, "rows columns"]) -> None:
-        """One step. `batch` has the columns that are read; for a transcoder, then those that are predicted."""
+        """Take one step. `batch` has the columns that are read; for a transcoder, then those that are predicted."""
         p, n, thresholded = self.parameters, len(batch), self._loss.objective.has_thresholds
         x, y = (batch[:, : self._d_in].contiguous(), batch[:, self._d_in :]) if self._transcodes else (batch, batch)
         dead = self.dead()
-        # 1, 2. which features are active on which rows; with thresholds also those that are close to them
+        # 1, 2. the active features of each row; with thresholds, also those close to their threshold
         if thresholded:
             p["threshold"].clamp_(min=0)
             cut = p["threshold"] - self._loss.bandwidth / 2
@@ -289,7 +288,7 @@ class DictionaryTrainer:
             self._hold_l0(x, entries, pre, cut, len(acts) / n)
 
     def _above(self, x: Float[Tensor, "rows d_in"], cut: Float[Tensor, " m"]) -> tuple[Entries, Float[Tensor, " n"]]:
-        """All pairs with a pre-activation above the cut of their feature, and these pre-activations."""
+        """All pairs whose pre-activation is above their feature's cut, and these pre-activations."""
         W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
         screen = _Screen(x, W_enc, b_enc - cut)
         found = screen.entries(lambda bounds, _rows: bounds > 0)
@@ -298,7 +297,7 @@ class DictionaryTrainer:
         return found.where(kept), pre[kept]
 
     def _largest(self, x: Float[Tensor, "rows d_in"]) -> tuple[Entries, Float[Tensor, " n"]]:
-        """The pairs that TopK or BatchTopK choose, ranked by pre-activation times norm of the decoder row."""
+        """The pairs that TopK or BatchTopK choose, ranked by pre-activation times the norm of the decoder row."""
         n, W_enc, b_enc = len(x), self.parameters["W_enc"], self.parameters["b_enc"]
         size = self.parameters["W_dec"].norm(dim=1)
         if self._loss.objective is Objective.TOPK:
@@ -307,11 +306,12 @@ class DictionaryTrainer:
 
             def may_be_chosen(bounds: Tensor, rows: slice) -> Tensor:
                 least = bounds.topk(k, dim=1, sorted=False).values.amin(dim=1).float()
+                # a bound exceeds its value by at most 2 margins; the last term is for the rounding of bounds
                 return bounds >= (least - 2 * screen.margin[rows] - least.abs() / 64)[:, None]
 
             found = screen.entries(may_be_chosen)
             pre = found.dots(x, W_enc).add_(b_enc[found.feature])
-            # the candidates of each row side by side
+            # lay out the candidates of each row side by side
             row = found.row()
             place = torch.arange(len(row), device=row.device) - found.first[row]
             ranked = pre.new_full((n, int(found.first.diff().max())), -torch.inf)
@@ -322,7 +322,7 @@ class DictionaryTrainer:
             if self._probable_cut is None:
                 some = linear(x[:LOOKED_AT], W_enc, b_enc) * size
                 self._probable_cut = float(some.flatten().topk(int(self._loss.l0 * len(some)) or 1).values.min())
-            # the cut of the last step, lowered until enough are above it
+            # start just below the last step's cut, and lower it until enough pairs are above
             cut = 0.9 * self._probable_cut
             found, pre = self._above(x, max(cut, 0.0) / size)
             while len(pre) < k and cut > 0:
@@ -340,7 +340,7 @@ class DictionaryTrainer:
     def _threshold_gradient(
         self, entries: Entries, pre: Tensor, grad_acts: Tensor, l0: Int[Tensor, " rows"]
     ) -> Float[Tensor, " m"]:
-        """Through a rectangle of one bandwidth around each threshold; the penalty's loss is noted on the way."""
+        """The gradient through a rectangle one bandwidth wide around each threshold; also records the penalty."""
         loss, threshold, n = self._loss, self.parameters["threshold"], len(l0)
         warm_up = round(loss.warm_up * self._settings.optimiser.steps)
         weight = loss.coefficient * (min(1.0, self.steps / warm_up) if warm_up else 1.0)
@@ -359,7 +359,7 @@ class DictionaryTrainer:
     def _revive(
         self, x: Tensor, error: Float[Tensor, "rows d_out"], dead: Bool[Tensor, " m"], grads: dict[str, Tensor]
     ) -> None:
-        """Add the gradients by which the d_out / 2 strongest dead features of a row reconstruct what is missing."""
+        """Add gradients that make the d_out / 2 strongest dead features of each row reconstruct what is missing."""
         p, which, n = self.parameters, dead.nonzero().flatten(), len(x)
         self.losses["auxiliary_reconstruction_loss"] = error.new_zeros(())
         if not len(which):
@@ -381,7 +381,7 @@ class DictionaryTrainer:
         grads["b_enc"][which] += grad_pre.sum(dim=0)
 
     def _update(self, grads: dict[str, Tensor]) -> None:
-        """Adam with gradients clipped to norm 1; with unit rows those of the decoder lose their part along the row."""
+        """Clip gradients to norm 1 and apply Adam; for unit decoder rows, first drop the component along the row."""
         W_dec = self.parameters["W_dec"]
         if self._loss.unit_decoder:
             grads["W_dec"].addcmul_((grads["W_dec"] * W_dec).sum(dim=1, keepdim=True), W_dec, value=-1)
@@ -398,8 +398,8 @@ class DictionaryTrainer:
     def _hold_l0(self, x: Tensor, entries: Entries, pre: Tensor, cut: Float[Tensor, " m"], l0: float) -> None:
         """Move all thresholds together towards the L0 that is due.
 
-        The penalty weighs L0 against the error, so L0 would end above its target, and far above it where steps are
-        few: Adam moves a threshold by at most the learning rate. Which features are active is left to the loss.
+        The penalty trades L0 against the error, so L0 would end above its target, and far above it in a short run: Adam
+        moves a threshold by at most the learning rate per step. Which features are active is left to the loss.
         """
         if self.first_l0 is None:
             self.first_l0 = l0 or self._loss.l0
@@ -408,9 +408,9 @@ class DictionaryTrainer:
         wanted = min(max(1, round(due * rows)), rows * self._width)
         end = int(entries.first[rows])
         above = pre[:end] - threshold[entries.feature[:end]]
-        # moved by the n-th largest distance, thresholds would leave n activations of these rows
+        # moved by the n-th largest distance, thresholds would leave n activations in these rows
         shift = above.topk(wanted, sorted=False).values.min() if end >= wanted else None
-        if shift is None or bool(shift < (cut - threshold).max()):  # not all that are so low are entries
+        if shift is None or bool(shift < (cut - threshold).max()):  # entries lack pairs this far below
             dense = linear(x[:rows], self.parameters["W_enc"], self.parameters["b_enc"] - threshold)
             shift = dense.flatten().topk(wanted, sorted=False).values.min()
         W_enc, b_enc = self.parameters["W_enc"], self.parameters["b_enc"]
@@ -420,21 +420,22 @@ class DictionaryTrainer:
 
 
 class _Screen:
-    """Upper bounds of x w + offset from a product in a short type. See the head of the file.
+    """Upper bounds of x w + offset from a product in a short type; see the module docstring.
 
     Attributes:
-        margin: `[rows]`, how far a bound lies above the value at most, half of it either way of the product.
+        margin: `[rows]`, largest error of the product, in either direction; a bound exceeds its value by at most twice
+            that.
     """
 
     def __init__(self, x: Float[Tensor, "rows d"], w: Float[Tensor, "m d"], offset: Float[Tensor, " m"]) -> None:
         dtype = _fastest_type(x.device)
         short_x, short_w = x.to(dtype), w.to(dtype)
-        # of sums in float32, twice; tensor cores may add parts in bfloat16
+        # twice the rounding of float32 sums; tensor cores may add parts in bfloat16
         rounding = (x.shape[1] + 8) * 2**-23 + (2**-7 if x.is_cuda and dtype != x.dtype else 0)
         size_x, size_w = x.norm(dim=1), w.norm(dim=1)
         off_x = (x - short_x.float()).norm(dim=1) + rounding * size_x
         off_w = (w - short_w.float()).norm(dim=1)
-        up = 1 + 2**-7  # what is rounded after this is not below what it was
+        up = 1 + 2**-7  # scaled by this, a value rounded to bfloat16 is not below the original
         high = offset.to(dtype).float()
         rest = offset - high
         low = rest + rest.abs() / 128 + offset.abs() * rounding
@@ -445,7 +446,7 @@ class _Screen:
         self._w = torch.cat([short_w, torch.stack(more_w, dim=1).to(dtype)], dim=1)
 
     def entries(self, keep: Callable[[Tensor, slice], Tensor]) -> Entries:
-        """The pairs that `keep` chooses, given bounds `[rows, m]` of some rows, and which rows these are."""
+        """The pairs that `keep` chooses, given the bounds `[rows, m]` of some rows and the slice of these rows."""
         counts, features = list[Tensor](), list[Tensor]()
         for start in range(0, len(self._x), _CHUNK):
             rows = slice(start, start + _CHUNK)
@@ -457,13 +458,13 @@ class _Screen:
 
 @functools.cache
 def _fastest_type(device: torch.device) -> torch.dtype:
-    """float32 or bfloat16, whichever multiplies matrices faster here. What is trained does not depend on it."""
+    """float32 or bfloat16, whichever multiplies matrices faster here. The trained weights do not depend on it."""
     if device.type != "cpu":
         return torch.bfloat16
     taken = dict[torch.dtype, float]()
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(512, 512, dtype=dtype)
-        linear(matrix, matrix)  # the first call makes its kernel
+        linear(matrix, matrix)  # the first call builds the kernel
         began = time.perf_counter()
         for _ in range(3):
             linear(matrix, matrix)
@@ -472,9 +473,9 @@ def _fastest_type(device: torch.device) -> torch.dtype:
 
 
 def first_weights(target: TrainingTarget, inputs: TrainerInputs) -> TrainedWeights:
-    """The weights a dictionary starts from, as sae-lens draws them: an encoder that is the decoder where widths agree.
+    """The weights a dictionary starts from, drawn as sae-lens does: encoder and decoder agree where the widths do.
 
-    A function of the seed and the site, whatever torch's global generator holds.
+    They depend on the seed, the site and the tap, but not on torch's global generator.
     """
     loss, (d_in, d_out), m = inputs.settings.sparsity, inputs.widths[target.name], target.width
     norm = UNIT if loss.unit_decoder else FREE
@@ -487,7 +488,7 @@ def first_weights(target: TrainingTarget, inputs: TrainerInputs) -> TrainedWeigh
         W_dec *= norm / W_dec.norm(dim=1, keepdim=True)
     threshold = None
     if loss.objective.has_thresholds:
-        # pre-activations are as large as the rows of the encoder
+        # pre-activations scale with the norm of the encoder rows
         start = norm * first_threshold(loss.l0, m) if loss.threshold is None else loss.threshold
         threshold = torch.full((m,), start)
     elif loss.objective is Objective.BATCHTOPK:

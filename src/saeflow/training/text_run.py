@@ -1,4 +1,4 @@
-"""A training run on texts in a form that another process can take up: it holds names, and opens what they name."""
+"""A training run on texts that can be sent to another process: it is pickled as names, which the other side opens."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Pace:
     """How long parts of a run take, in seconds.
 
     Attributes:
-        row: a row of activations of all places.
-        step: a step of all targets, at the target L0 where there is one.
-        measurement: of all targets, at the end.
-        on_the_way: one before the end, which looks at fewer texts.
-        loss: the model's loss, where it is measured too.
+        row: one row of activations at all points.
+        step: a step of all targets, at the target L0 if there is one.
+        measurement: a measurement of all targets at the end.
+        on_the_way: a measurement before the end, which uses fewer texts.
+        loss: additional time to measure the model's loss.
         first_step: a step with the first thresholds.
-        first_l0: active features a row in these; None where thresholds are not moved to a target.
+        first_l0: active features per row in such a step; None where thresholds are not moved to a target.
     """
 
     row: float
@@ -55,10 +55,10 @@ class Pace:
     first_l0: float | None = None
 
     def seconds(self, settings: TrainingSettings) -> float:
-        """What a whole run takes: the first filling, every step with its rows, every measurement.
+        """The time of a whole run: the first filling, every step with its rows, every measurement.
 
-        Between the first L0 and the target, `l0_due` falls as a power over `REACHED` of the steps, and what a step
-        takes is taken to be linear in it.
+        Between the first L0 and the target, `l0_due` changes geometrically over `REACHED` of the steps, and the time of
+        a step is taken to be linear in it.
         """
         optimiser, every = settings.optimiser, settings.metrics_every
         rows = settings.stream.buffer + optimiser.steps * optimiser.batch / settings.stream.uses
@@ -77,15 +77,16 @@ class TextRun:
     """What is trained on which texts, and how.
 
     Attributes:
-        model: the model whose activations are read; opened by `load_model`, where a worker is to open it again.
-        read: texts of a pass. A worker gets it by pickle: a function of a module, or an object of names and a seed.
-        targets: what to train, one a site.
-        settings: how.
-        evaluated: how many texts are kept for measuring.
-        start: dictionaries to go on from; opened by `load_dictionaries`, where a worker is to open them again.
+        model: the model whose activations are read; must come from `load_model` if a worker is to open it again.
+        read: returns the texts of a pass. Workers get it by pickle: a module-level function, or an object that holds
+            names and a seed.
+        targets: what to train, one per site.
+        settings: settings of the run.
+        evaluated: how many texts are held out for measuring.
+        start: dictionaries to continue from; must come from `load_dictionaries` if a worker is to open them again.
         texts: where the texts come from, for the metadata.
-        model_name: the model's name, for the metadata; its own where empty.
-        trainer: what moves the weights.
+        model_name: the model's name, for the metadata; `model.name` if empty.
+        trainer: what updates the weights.
     """
 
     model: LanguageModel
@@ -127,27 +128,27 @@ class TextRun:
         return TextBatches(self.model, self.read, context=stream.context, windows=stream.windows)
 
     def _measured(self) -> list[Tokens]:
-        """The texts that are kept for measuring."""
+        """The held-out texts, tokenised in batches."""
         length = self.settings.stream.context
         kept, n = evaluation_texts(self.read, self.evaluated), measured_at_once(length, n_vocabulary(self.model))
         return [self.model.tokenize(kept[i : i + n], max_length=length) for i in range(0, len(kept), n)]
 
     def probe(self, *, steps: int = 3) -> Pace:
-        """How fast a run goes here: a batch through the model, and steps and a measurement at the widest targets.
+        """Measure how fast a run goes here: a batch through the model; steps and measurements at the widest targets.
 
-        Nothing is written. Steps are taken at as many targets as step side by side, on the rows training would take;
-        those of other targets are taken to need time as they have weights. Where thresholds are moved to a target L0,
-        steps are timed with one threshold for all features at which random weights have that L0, and with the first
-        thresholds.
+        Nothing is written. Steps are taken with as many targets as step side by side, on the rows training would use;
+        the time of the others is assumed proportional to their number of weights. Where thresholds are moved to a
+        target L0, steps are timed twice: with one threshold for all features at which random weights have that L0, and
+        with the first thresholds.
 
         Raises:
             What `train` raises.
         """
-        # 1. rows of all places, through the model
+        # 1. rows of all points, through the model
         points = tuple(dict.fromkeys(point for target in self.targets for point in target.points))
         device, settings = self.model.device, self.settings
         rows = ActivationRows(self.model, self._batches(), points, half=settings.stream.half)
-        read = [next(rows)]  # the first one cuts texts for many
+        read = [next(rows)]  # not timed: it tokenises texts for many batches
         batch, began = settings.optimiser.batch, time.perf_counter()
         while len(read) < 2 or sum(len(one[points[0]]) for one in read) < batch:
             read.append(next(rows))
@@ -155,12 +156,12 @@ class TextRun:
         widths = {one.name: (read[0][one.read].shape[1], read[0][one.written].shape[1]) for one in self.targets}
         sizes = {one.name: one.width * sum(widths[one.name]) for one in self.targets}
 
-        # 2. the widest targets, and the rows they would take
+        # 2. the widest targets, and the rows they would train on
         together = min(torch.get_num_threads(), len(self.targets)) if device.type == "cpu" else 1
         chosen = sorted(self.targets, key=lambda one: sizes[one.name], reverse=True)[:together]
         norms, ready = self._ready(read, chosen)
 
-        # 3. steps as at first, and as dense as most of the run
+        # 3. steps with the first L0, and with that of most of the run
         trainer = self.trainer(TrainerInputs(chosen, widths, settings, device, {}))
         first = {name: trainer.weights(name) for name in ready}
         first_l0: float | None = None
@@ -169,11 +170,11 @@ class TextRun:
             some = {name: x[:LOOKED_AT, : widths[name][0]] for name, x in ready.items()}
             first_l0 = sum(_l0(first[name], x) for name, x in some.items()) / len(some)
             held_at = {name: _at_l0(first[name], x, settings.sparsity.l0) for name, x in some.items()}
-            del trainer  # two sets of weights and moments may not fit
+            del trainer  # two sets of weights and moments may not fit in memory
             trainer = self.trainer(TrainerInputs(chosen, widths, settings, device, held_at))
             step_seconds = _seconds_a_step(trainer, ready, steps)
 
-        # 4. a measurement of the widest
+        # 4. measurements of the widest target
         target = chosen[0]
         affordable = Affordable.of(self.model, self.targets, settings)
         evaluation = Evaluation(self.model, self._measured(), [target], affordable=affordable)
@@ -183,7 +184,7 @@ class TextRun:
             began = time.perf_counter()
             evaluation.measure({target.site: dictionary}, loss=loss, last=last)
             measured.append(time.perf_counter() - began)
-        # the pass of the model is shared by all targets, what follows is not
+        # all targets share the model's pass, but not what follows
         shared = min(measured[0], row_seconds * evaluation.n_tokens)
         whole = shared + (measured[0] - shared) * len(sizes)
         all_of_them = sum(sizes.values()) / sum(sizes[one.name] for one in chosen)
@@ -200,7 +201,7 @@ class TextRun:
     def _ready(
         self, read: Sequence[Rows], targets: Sequence[TrainingTarget]
     ) -> tuple[dict[Point, Normalisation], dict[str, Float[Tensor, "batch columns"]]]:
-        """Normalisations from some rows, and a batch of them for each target, without those that are massive."""
+        """Normalisations from some rows, and a batch of these rows for each target, without massive ones."""
         norms: dict[Point, Normalisation] = {}
         ready: dict[str, Tensor] = {}
         for target in targets:
@@ -214,10 +215,10 @@ class TextRun:
 
 
 def product_seconds(model: LanguageModel, tokens: int = 1024) -> dict[torch.dtype, float]:
-    """Seconds of the largest product of the model's first block, of some tokens, in float32 and in bfloat16.
+    """How long the largest product of the model's first block takes on some tokens, in float32 and in bfloat16.
 
-    Which is faster depends on the processor: many have no instructions for products in bfloat16, which then take
-    several times as long.
+    Which is faster depends on the processor: many lack instructions for products in bfloat16, which then take several
+    times as long.
     """
     weight = max((p for p in model.block(0).parameters() if p.ndim == 2), key=Tensor.numel).detach()
     found: dict[torch.dtype, float] = {}
@@ -225,7 +226,7 @@ def product_seconds(model: LanguageModel, tokens: int = 1024) -> dict[torch.dtyp
         w = weight.to(dtype)
         x = torch.ones(tokens, w.shape[1], dtype=dtype, device=w.device)
         taken: list[float] = []
-        for _ in range(4):  # the first one is to warm up
+        for _ in range(4):  # the first one is a warm-up
             began = time.perf_counter()
             float((x @ w.T)[0, 0])  # waits for the device
             taken.append(time.perf_counter() - began)
@@ -234,7 +235,7 @@ def product_seconds(model: LanguageModel, tokens: int = 1024) -> dict[torch.dtyp
 
 
 def _seconds_a_step(trainer: Trainer, ready: Mapping[str, Tensor], steps: int) -> float:
-    trainer.step(ready)  # the first one makes what later ones use again
+    trainer.step(ready)  # the first one builds what later ones reuse
     began = time.perf_counter()
     for _ in range(steps):
         trainer.step(ready)
@@ -244,17 +245,17 @@ def _seconds_a_step(trainer: Trainer, ready: Mapping[str, Tensor], steps: int) -
 
 
 def _l0(weights: TrainedWeights, x: Float[Tensor, "n d_in"]) -> float:
-    assert weights.threshold is not None  # noqa: S101 - asked of JumpReLUs alone
+    assert weights.threshold is not None  # noqa: S101 - only called for JumpReLUs
     return float((linear(x, weights.W_enc, weights.b_enc) > weights.threshold).float().sum(dim=1).mean())
 
 
 def _at_l0(weights: TrainedWeights, x: Float[Tensor, "n d_in"], l0: float) -> TrainedWeights:
-    """The same with one threshold for all, at which so many features are active on these rows on average."""
+    """The same weights with one threshold for all features, such that `l0` are active per row on average."""
     pre = linear(x, weights.W_enc, weights.b_enc).flatten()
     cut = pre.topk(min(len(pre), max(1, round(l0 * len(x))))).values[-1]
     return replace(weights, threshold=torch.full_like(weights.b_enc, float(cut.clamp(min=0))))
 
 
 def n_vocabulary(model: LanguageModel) -> int:
-    """How many logits a token has."""
+    """How many logits the model gives per token."""
     return int(model.hf_model.config.get_text_config().vocab_size)

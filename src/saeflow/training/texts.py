@@ -1,10 +1,10 @@
-"""Texts as windows of tokens, from a position that can be written down and gone back to.
+"""Texts as windows of tokens, read from a position that can be saved and restored.
 
-    texts -> windows of at most `context` tokens, each opened by the begin-of-text token -> batches of alike length
+    texts -> windows of at most `context` tokens, each opened by the begin-of-text token -> batches of similar length
 
-A text is cut, never joined to another: no token sees a text it does not belong to, as in every other part of saeflow.
-A batch holds windows of about one length, so that little of it is padding. When the texts end they are read again,
-in the order of the next pass. One text in twenty, chosen by its content, is kept for measuring and never trained on.
+A text is cut, never joined to another: no token sees a text it does not belong to, as everywhere in saeflow. A batch
+holds windows of about the same length, so that little of it is padding. When the texts end they are read again, in the
+order of the next pass. One text in twenty, chosen by its content, is held out for measuring and never trained on.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from saeflow.sources.tokens import Tokens
 from saeflow.training.settings import seed_of
 
 EVALUATED: Final = 20
-"""One text in this many is kept for measuring."""
+"""One text in this many is held out for measuring."""
 POOL: Final = 16
-"""Batches of windows that are sorted by length at a time."""
+"""Batches whose windows are sorted by length together."""
 
 ReadTexts = Callable[[int], Iterable[str]]
-"""Texts of a pass, in an order that is a function of its number."""
+"""Returns the texts of a pass, in an order that depends only on the pass's number."""
 
 
 @runtime_checkable
 class TokenBatches(Protocol):
-    """An endless stream of token batches with a position."""
+    """An endless stream of token batches with a position that can be saved."""
 
     def __next__(self) -> Tokens:
         """The next batch."""
@@ -46,22 +46,22 @@ class TokenBatches(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to a position that `state` gave."""
+        """Go to a position that `state` returned."""
         ...
 
 
 def is_evaluated(text: str) -> bool:
-    """Whether a text is kept for measuring; independent of the quarter that experiments leave out."""
+    """Whether a text is held out for measuring; independent of the quarter that experiments leave out."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[1] % EVALUATED == 0
 
 
 def is_trained_on(text: str) -> bool:
-    """Whether a text is not kept for measuring."""
+    """Whether a text is not held out for measuring."""
     return not is_evaluated(text)
 
 
 def evaluation_texts(read: ReadTexts, n: int, *, looked_at: int = 2000) -> list[str]:
-    """The first `n` texts that are kept for measuring, among the first `looked_at` of pass 0.
+    """The first `n` texts held out for measuring, from the first `looked_at` texts of pass 0, or 80 n if that is more.
 
     Raises:
         InvalidArgument: when there is none.
@@ -76,7 +76,7 @@ def evaluation_texts(read: ReadTexts, n: int, *, looked_at: int = 2000) -> list[
 
 
 class TextBatches:
-    """Batches of windows of texts that are read pass after pass."""
+    """Batches of windows from texts that are read pass after pass."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class TextBatches:
         windows: int,
         keep: Callable[[str], bool] | None = None,
     ) -> None:
-        """Read nothing yet. `keep` says which texts are trained on; all but those of `is_evaluated` otherwise."""
+        """Read nothing yet. `keep` says which texts to train on; by default all but those of `is_evaluated`."""
         self._model, self._read = model, read
         self._context, self._windows = context, windows
         self._keep = keep or is_trained_on
@@ -114,14 +114,14 @@ class TextBatches:
         return padded(rows, self._model)
 
     def state(self) -> dict[str, Any]:
-        """The pass, how many of its texts were read, and the windows that wait."""
+        """The pass, how many of its texts were read, and the windows not yet served."""
         return {"pass": self._pass, "read": self._done, "found": self._found, "waiting": self._waiting}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Read up to the position again; texts are skipped, not tokenised.
+        """Read up to the position again; skipped texts are not tokenised.
 
         Raises:
-            BadFile: when the texts are fewer than were read before.
+            BadFile: when there are fewer texts than were read before.
         """
         self._pass, self._done, self._found = state["pass"], state["read"], state["found"]
         self._waiting = [list(map(int, row)) for row in state["waiting"]]
@@ -160,7 +160,7 @@ class TextBatches:
 
 
 class WindowBatches:
-    """Batches of windows that are tokens already, each pass in an order of its own."""
+    """Batches of windows that are token ids already, each pass in its own order."""
 
     def __init__(self, windows: Int[np.ndarray, "n pos"], *, at_once: int, seed: int) -> None:
         """`windows` are token ids, each row opened by the begin-of-text token where the model has one.

@@ -1,7 +1,7 @@
-"""What a run needs of whatever moves the weights: a step on a batch, the weights, and a state to resume from.
+"""What a run needs from its trainer: a step on a batch, the weights, and a state to resume from.
 
 `sparse_trainer.SparseTrainer` is saeflow's own; `sae_lens_trainer.SaeLensTrainer` drives the trainers of sae-lens. The
-stream, the folding, the checkpoints and the measurements know only what stands here.
+stream, the folding, the checkpoints and the measurements rely only on this interface.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from saeflow.training.settings import TrainingSettings, TrainingTarget
 
 UNIT: Final = 1.0
 FREE: Final = 0.1
-"""The norm at which decoder rows start that are not kept at 1; sae-lens's default."""
+"""Initial norm of decoder rows that are kept at 1 (`UNIT`), or not (`FREE`, sae-lens's default)."""
 REACHED: Final = 0.3
 """Share of the steps after which the target L0 is due; until then its logarithm changes linearly."""
 APPROACH: Final = 0.1
-"""Share of the distance to the L0 that is due by which thresholds move in a step: the noise of a few rows averages
-out."""
+"""Share of the distance to the L0 that is due by which thresholds move per step: averages out the noise of few rows."""
 LOOKED_AT: Final = 512
 """Rows of a batch from which the distance to the L0 that is due is measured."""
 
@@ -35,10 +34,10 @@ SILENT: Final = 50
 
 @runtime_checkable
 class Trainer(Protocol):
-    """The dictionaries that are being trained, by the names of their targets."""
+    """Dictionaries in training, by the names of their targets."""
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
-        """One step of all of them.
+        """Take one step with all dictionaries.
 
         Args:
             batch: for each target `Float[Tensor, "batch d_in"]`, normalised; for a transcoder
@@ -50,15 +49,15 @@ class Trainer(Protocol):
         ...
 
     def weights(self, name: str) -> TrainedWeights:
-        """The current weights of one, as copies."""
+        """Copies of the current weights of one dictionary."""
         ...
 
     def dead(self, name: str) -> float:
-        """The share of its features that fired in none of the last steps; see `dead_window`."""
+        """The share of one dictionary's features that fired in none of the last steps; see `dead_window`."""
         ...
 
     def losses(self, name: str) -> Mapping[str, float]:
-        """The terms of its loss in the last step, and the learning rate of the next one."""
+        """The terms of one dictionary's loss in the last step, and the learning rate of the next step."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,10 +78,10 @@ class TrainerInputs:
 
     Attributes:
         targets: what is trained.
-        widths: (d_in, d_out) by the name of a target.
-        settings: of the run.
+        widths: (d_in, d_out) by the name of the target.
+        settings: settings of the run.
         device: where to train.
-        start: weights to start from, by name; the others start at random.
+        start: weights to start from, by the name of the target; the others start at random.
     """
 
     targets: Sequence[TrainingTarget]
@@ -94,26 +93,26 @@ class TrainerInputs:
 
 @runtime_checkable
 class MakeTrainer(Protocol):
-    """A class of trainers, or what makes one. Workers get it by pickle.
+    """A class of trainers, or a factory of them. Workers get it by pickle.
 
     Attributes:
-        name: noted in training.json; a run resumes with the trainer it began with.
+        name: recorded in training.json; a run resumes with the trainer it began with.
     """
 
     name: str
 
     def __call__(self, inputs: TrainerInputs) -> Trainer:
-        """A trainer for a run.
+        """Make a trainer for a run.
 
         Raises:
-            MissingExtra: when what it needs is not installed.
+            MissingExtra: when a package it needs is not installed.
             InvalidArgument: when weights to start from do not fit.
         """
         ...
 
 
 def refuse_other(state: Mapping[str, Any], trained: Iterable[str]) -> None:
-    """Check that a checkpoint is of what is trained.
+    """Check that a checkpoint belongs to the dictionaries being trained.
 
     Raises:
         BadFile: when the state is of other dictionaries.
@@ -126,7 +125,7 @@ def refuse_other(state: Mapping[str, Any], trained: Iterable[str]) -> None:
 
 
 def dead_window(settings: TrainingSettings) -> int:
-    """Steps in which a feature must fire to be alive: those of about a million tokens, a quarter of the run at most."""
+    """Steps in which a feature must fire to count as alive: about a million tokens, at most a quarter of the run."""
     return max(1, min(round(1e6 / settings.optimiser.batch), settings.optimiser.steps // 4))
 
 
@@ -135,16 +134,17 @@ def hold_thresholds(
 ) -> None:
     """Move all thresholds of a dictionary towards the L0 that is due, in place, and wake silent features.
 
-    The reconstruction lowers the thresholds of the features that fire, and moving all together raises them again. One
-    that is silent has no gradient against being raised and would be lost, so it is lowered only; every `SILENT` steps,
-    the thresholds of those that have been silent for as long become the largest pre-activation of the batch.
+    The reconstruction loss lowers the thresholds of features that fire, and moving all thresholds together raises them
+    again. A silent feature has no gradient against being raised and would be lost, so its threshold is only lowered.
+    Every `SILENT` steps, the thresholds of features that have been silent for as long drop to their largest
+    pre-activation in the batch.
 
     Args:
-        threshold: what is moved.
-        shift: by how much thresholds would have to move for the L0 that is due.
+        threshold: the thresholds to move.
+        shift: how far thresholds would have to move to reach the L0 that is due.
         silent_for: steps since each feature fired.
-        step: how many steps were made.
-        peaks: the largest pre-activations, in this batch, of features by their numbers.
+        step: number of steps taken.
+        peaks: returns the largest pre-activations, in this batch, of features given by their numbers.
     """
     moved = APPROACH * shift
     threshold += torch.where(silent_for > 0, moved.clamp(max=0), moved)
@@ -153,6 +153,6 @@ def hold_thresholds(
 
 
 def l0_due(first: float, target: float, step: int, steps: int) -> float:
-    """The L0 that is due after `step` of `steps`: from `first` to `target` over the first `REACHED` of them."""
+    """The L0 that is due after `step` of `steps`: geometric from `first` to `target` over the first share `REACHED`."""
     share = min(1.0, step / (REACHED * steps))
     return target**share * first ** (1 - share)
