@@ -1,11 +1,11 @@
 """More than two dictionaries: a chain of steps (checkpoints), and a set (seeds).
 
-As a chain, dictionaries stand where layers stand in a flow: a feature is carried from the step before where its best
-match there is at least `shared`, born where it is not, lost where nothing continues it. A lineage follows a feature of
-the last step back through mutual best matches. `StepMatches` is what `flow.trace` asks, so that graphs grow over steps.
+In a chain, dictionaries take the place of layers in a flow. A feature is carried if its best match at the previous step
+scores at least `shared`, born if not, and lost if it has no such match at the next step. A lineage follows a feature of
+the last step back through mutual best matches. `StepMatches` lets `flow.trace` run over steps.
 
-As a set, a feature is consistent where it and its partners in all other dictionaries, one to one by |cosine|, are each
-other's partners too, all at `shared` or more.
+In a set, a feature is consistent if it and its one-to-one partners by |cosine| in all other dictionaries are also each
+other's partners, all at `shared` or more.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from saeflow.matching.null import NullDistribution
 from saeflow.records import Match
 
 SHOWN = 6
-"""Lineages that the graph of a chain shows."""
+"""Features the graph of a chain is grown from, at most: a third each carried, born late and lost early."""
 Pairs = Mapping[tuple[int, int], PairMatches]
 
 
 @dataclass(frozen=True, eq=False)
 class StepMatches:
-    """Matches of neighbouring steps as `flow.trace` asks for them: step n of a chain is the site n/res."""
+    """Matches between neighbouring steps in the form `flow.trace` expects: step n of a chain is the site n/res."""
 
     pairs: Pairs
     n: int
@@ -43,7 +43,7 @@ class StepMatches:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The steps."""
+        """The steps, as sites."""
         return tuple(Site(step, Part.RES) for step in range(self.n))
 
     def has(self, source: Site, target: Site) -> bool:
@@ -59,7 +59,7 @@ class StepMatches:
         return tuple(Match(FeatureId(target, index), score) for index, score in found if score != -np.inf)
 
     def null(self, source: Site, target: Site) -> NullDistribution | None:
-        """What a best match scores by chance."""
+        """The null of best-match scores, None if it was not drawn."""
         pair, ahead = self._pair(source, target)
         return (pair.forward if ahead else pair.backward).nulls.get(pair.settings.null)
 
@@ -70,11 +70,11 @@ class StepMatches:
 
 @dataclass(frozen=True, eq=False)
 class Lineages:
-    """Where each feature of the last step was at every step before.
+    """The ancestors of each feature of the last step at all earlier steps.
 
     Attributes:
         index: the feature at each step, -1 before it was born.
-        score: the cosine of the match with the next step, NaN where there is none.
+        score: the cosine of the match to the next step, NaN where there is no match.
     """
 
     index: Int64[np.ndarray, "n_last n_steps"]
@@ -82,12 +82,12 @@ class Lineages:
 
     @property
     def born(self) -> Int64[np.ndarray, " n_last"]:
-        """The first step of each."""
+        """The first step of each lineage."""
         return (self.index < 0).sum(axis=1)
 
     @property
     def turned(self) -> Float64[np.ndarray, " n_last"]:
-        """How far each turned over its whole life, at most: the sum of its angles from step to step, in degrees."""
+        """The sum of step-to-step angles of each lineage, in degrees: an upper bound on how far it turned in all."""
         return np.nansum(np.degrees(np.arccos(self.score.clip(-1, 1))), axis=1)
 
 
@@ -108,9 +108,9 @@ def lineages(pairs: Pairs, n_steps: int, n_last: int, shared: float) -> Lineages
 def chain_tables(
     chain: str, dictionaries: Sequence[ComparedDictionary], pairs: Pairs, settings: ComparisonSettings
 ) -> tuple[dict[str, SummaryTable], FlowGraph | None]:
-    """The tables of more than two dictionaries in order, and the flow graph of some features over the steps.
+    """Make the tables of a chain of dictionaries, and the flow graph of some features over its steps.
 
-    `chain` names them together: their site.
+    `chain` is the name of the chain in the tables: its site.
     """
     n, last = len(dictionaries), dictionaries[-1]
     found = lineages(pairs, n, last.dictionary.n_features, settings.shared)
@@ -181,7 +181,7 @@ def chain_tables(
 def chain_graph(
     dictionaries: Sequence[ComparedDictionary], pairs: Pairs, found: Lineages, shared: float
 ) -> FlowGraph | None:
-    """The flow of a few features over the steps: carried all the way and turned most, born late, and lost early."""
+    """The flow of a few features: carried all the way and turned most, born last, or lost at once; None without any."""
     n = len(dictionaries)
     matches = StepMatches(pairs, n, " → ".join(one.name for one in dictionaries))
     last, born = Site(n - 1, Part.RES), found.born
@@ -195,7 +195,7 @@ def chain_graph(
     if not seeds:
         return None
     graph = union([trace(seed, matches, thresholds=Thresholds(res=shared, high=shared)) for seed in seeds])
-    # the ends of the chain end no feature, and at its beginning nobody can say what was before
+    # reaching either end of the chain ends no feature, and what came before its first step is unknown
     ends = tuple(end for end in graph.ends if end.reason is Reason.BELOW_THRESHOLD)
     nodes = tuple(replace(node, evolution=None) if not node.feature.layer else node for node in graph.nodes)
     return replace(graph, ends=ends, nodes=nodes, steps=tuple(one.name for one in dictionaries))
@@ -225,7 +225,7 @@ def _step_row(
 
 
 def _partners(i: int, j: int, pairs: Pairs, shared: float) -> Int64[np.ndarray, " n"]:
-    """Partners of the features of dictionary i in j by |cosine|, -1 below `shared`."""
+    """The one-to-one partners in dictionary j of the features of dictionary i, by |cosine|; -1 below `shared`."""
     pair = pairs[i, j] if i < j else pairs[j, i].swapped()
     return np.where(pair.absolute.score >= shared, pair.absolute.index, -1)
 

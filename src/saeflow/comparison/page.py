@@ -1,4 +1,4 @@
-"""The page of a comparison: the figures of its tables, the flow graph of a chain, and what exactly was compared."""
+"""The page of a comparison: the figures of its tables, the flow graph of a chain, and a record of what was compared."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
 
 
 FIRST: Final = 8
-"""Features that the page lists with their words, of each side; the tables have them all."""
+"""How many features of each side the page lists with their words; the tables have all of them."""
 
 
 def _known(tables: Mapping[str, SummaryTable]) -> Mapping[tuple[str, str], str]:
-    """The words of every feature by dictionary and row; "" where there are none."""
+    """The label of every feature by (dictionary, row), "" if it has none."""
     rows = tables["features"].dicts()
     return {(str(row["of"]), str(row["feature"]).rpartition("/")[2]): str(row["words"] or "") for row in rows}
 
@@ -89,7 +89,7 @@ def _first(table: SummaryTable) -> Iterable[dict[str, Any]]:
 
 
 def _split(tables: Mapping[str, SummaryTable]) -> Markup:
-    """Features with the parts that they are split into, and the words of both."""
+    """Cards of split features, each with its parts and the labels of both."""
     known, cards = _known(tables), list[str]()
     for row in _first(tables["splits"]):
         other = str(row["in"])
@@ -103,7 +103,7 @@ def _split(tables: Mapping[str, SummaryTable]) -> Markup:
 
 
 def _alone(tables: Mapping[str, SummaryTable]) -> Markup:
-    """Features of one dictionary alone, and what is nearest to them in the other."""
+    """Cards of features found in one dictionary only, each with its nearest feature in the other."""
     cards = list[str]()
     for row in _first(tables["only"]):
         nearest = escape(f"{row['words of the best'] or ''}")
@@ -130,7 +130,7 @@ _LISTED: Final[tuple[tuple[str, str, Callable[[Mapping[str, SummaryTable]], Mark
     ("splits", "The features that several of the other dictionary explain best together, with their parts.", _split),
     ("only", "Those that match worst, with the nearest of the other dictionary.", _alone),
 )
-"""Tables that are shown as lists of features with their words."""
+"""Tables shown as lists of features with their words: name, introduction, renderer."""
 _GRAPH: Final = (
     "A few features over the steps, which stand in place of layers: some that were carried all the way and turned "
     "most, some born late, some lost early."
@@ -139,7 +139,7 @@ _GRAPH: Final = (
 
 @dataclass(frozen=True)
 class _NodeWords:
-    """Words of the features of a chain's graph, from its table of nodes."""
+    """The labels of the features in a chain's graph, from the table `compare_nodes`."""
 
     labels: Mapping[str, str]
 
@@ -149,7 +149,7 @@ class _NodeWords:
         return FeatureWords(label) if label else None
 
     def site(self, site: Site) -> list[FeatureWords | None]:  # noqa: ARG002 - the protocol's signature
-        """None: a graph asks for single features."""
+        """An empty list: a graph looks up single features with `get`."""
         return []
 
 

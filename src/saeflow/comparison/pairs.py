@@ -1,19 +1,19 @@
-"""Two dictionaries measured against each other: matches both ways, one to one, chance, splits and duplicates.
+"""Measure two dictionaries against each other: matches both ways, one-to-one partners, chance, splits, duplicates.
 
-Every score is the cosine of two rows at unit norm, signs and all. Two ways to say how much two dictionaries share:
+Every score is the signed cosine of two unit-norm rows, unless called absolute. Two measures of what two share:
 
     mean max cosine   mean_i max_j  a_i . b_j                    of A in B, and of B in A
     PW-MCC            1/n max_M sum_{(i, j) in M} |a_i . b_j|      n = min(n_A, n_B), M one to one
 
-PW-MCC is the pairwise dictionary mean correlation coefficient of Song et al. 2025 (arXiv 2505.20254, section 3): over
-one-to-one matchings M of features, found by the Hungarian algorithm. The paper takes absolute cosines; the code its
-authors published (github.com/xiangchensong/sae-feature-consistency, `MCC`) takes signed ones. Both are given. Features
-without a direction (a row of zeros) belong to no n.
+PW-MCC is the pairwise dictionary mean correlation coefficient of Song et al. 2025 (arXiv 2505.20254, section 3), over
+one-to-one matchings M of features, found by the Hungarian algorithm. The paper uses absolute cosines, its published
+code (github.com/xiangchensong/sae-feature-consistency, `MCC`) signed ones. Both are reported. Features without a
+direction (a row of zeros) do not count in n_A and n_B.
 
-A split is a feature of one dictionary that is the best match of several of the other. How well these explain it is the
-share of its squared norm in their span, 1 for a feature that is a sum of them:
+A split is a feature of one dictionary that is the best match of several of the other. How well they explain it is the
+share of its squared norm in their span, 1 for a linear combination of them:
 
-    span = |P a|^2,   P the projection onto the span of the rows of b that name a
+    span = |P a|^2,   P the projection onto the span of the rows of b whose best match is a
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.weights import row_peaks
 
 CHILDREN: Final = 8
-"""Features of a split at most: those nearest to it."""
+"""Maximum number of parts of a split: the nearest are kept."""
 GAIN: Final = 0.1
-"""What the span of a split explains beyond its best match at least, as a share of the squared norm."""
+"""Minimum share of the squared norm that the span of a split has to explain beyond the best match."""
 
 
 @dataclass(frozen=True, eq=False)
 class ComparedDictionary:
-    """A dictionary of a comparison, with what is known of its features.
+    """A dictionary in a comparison, with what is known about its features.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         dictionary: the dictionary.
         words: words of every feature, in order; empty where nothing is known.
-        projector: the model, needed where it lives in z.
+        projector: the model, needed for a dictionary that lives in z.
     """
 
     name: str
@@ -69,6 +69,7 @@ class ComparedDictionary:
         """The rows that a method compares, at unit norm; zeros for a feature without a direction."""
         if (end, method) not in self._rows:
             rows = rows_of(self.dictionary, end, method, self.projector)
+            # divide by the peak first: the squared norm of tiny or huge rows leaves the range of float32
             peaks = row_peaks(rows.rows)[:, None]
             unit = torch.nn.functional.normalize(rows.rows / torch.where(peaks > 0, peaks, 1), dim=1)
             self._rows[end, method] = rows if method == "cosine" else Rows(rows.site, unit)
@@ -77,37 +78,37 @@ class ComparedDictionary:
 
     @property
     def site(self) -> Site:
-        """Where it is."""
+        """Its site."""
         return self.dictionary.site
 
     @cached_property
     def density(self) -> Float64[np.ndarray, " n_features"]:
-        """The share of tokens that each feature fires on, where its words say it; NaN where nobody counted."""
+        """The share of tokens that each feature fires on, from its words; NaN where it was not counted."""
         found = np.full(self.dictionary.n_features, np.nan)
         known = [(row, words.frequency) for row, words in enumerate(self.words[: len(found)]) if words is not None]
         for row, frequency in known:
             found[row] = np.nan if frequency is None else frequency
         if known and all(frequency is not None for _, frequency in known):
-            found[np.isnan(found)] = 0.0  # a feature without words never fired
+            found[np.isnan(found)] = 0.0  # all others were counted: a feature without words never fired
         return found
 
     def label(self, row: int) -> str:
-        """The label of a feature, "" where there is none."""
+        """The label of a feature, "" if it has none."""
         words = self.words[row] if row < len(self.words) else None
         return "" if words is None else words.label
 
 
 @dataclass(frozen=True, eq=False)
 class OneWay:
-    """Matches of every feature of one dictionary in another.
+    """The matches of every feature of one dictionary in another.
 
     Attributes:
-        index: the `k` best, best first; 0 where there is none.
+        index: the `k` best matches, best first; 0 where there is none.
         score: their cosines, -inf where there is none.
         absolute: the largest |cosine|, -inf where there is none.
-        nulls: what best matches score by chance, by the kind of null.
-        cut: the lowest best match that is significant; 1 where none is.
-        kind: the null that `cut` and `p` are of.
+        nulls: what best matches score by chance, for each kind of null.
+        cut: the lowest best-match score that is significant; 1 if none is.
+        kind: the kind of null that `cut` and `p` refer to.
     """
 
     index: Int64[np.ndarray, "n k"]
@@ -136,15 +137,15 @@ class OneWay:
 
 @dataclass(frozen=True, eq=False)
 class PairMatches:
-    """Two dictionaries, matched in every way.
+    """Two dictionaries with all matches between them.
 
     Attributes:
         a, b: the dictionaries.
         forward: matches of A's features in B.
         backward: matches of B's features in A.
-        signed: partners of A's features whose cosines have the largest sum.
-        absolute: partners of A's features whose |cosines| have the largest sum.
-        n: features with a direction of the smaller one.
+        signed: one-to-one partners of A's features with the largest sum of cosines.
+        absolute: one-to-one partners of A's features with the largest sum of |cosines|.
+        n: features with a direction, of the side that has fewer.
         rotated: PW-MCC after random rotations of A.
         settings: how they were compared.
     """
@@ -166,7 +167,7 @@ class PairMatches:
 
     @property
     def mcc_signed(self) -> float:
-        """The same by signed cosines, in [-1, 1]."""
+        """PW-MCC by signed cosines, in [-1, 1]; NaN as for `pw_mcc`."""
         return self.signed.value / self.n if self.n else float("nan")
 
     @property
@@ -176,7 +177,7 @@ class PairMatches:
         return there & (self.backward.index[self.forward.index[:, 0], 0] == np.arange(len(there)))
 
     def swapped(self) -> PairMatches:
-        """The same two from the other side."""
+        """The same matches with A and B exchanged."""
         n = len(self.b.density)
         signed, absolute = self.signed.inverse(n), self.absolute.inverse(n)
         return PairMatches(
@@ -185,17 +186,17 @@ class PairMatches:
 
 
 def match_dictionaries(a: ComparedDictionary, b: ComparedDictionary, settings: ComparisonSettings) -> PairMatches:
-    """Match two dictionaries in every way.
+    """Match two dictionaries both ways and one to one, with the nulls of both.
 
     Raises:
-        WidthMismatch: when the two do not write into one stream, or z is not projected.
+        WidthMismatch: when the two do not write into one stream, or one lives in z and has no projector.
         InvalidArgument: for an unknown method, or one that needs what a dictionary lacks.
-        BadFile: when a tensor that is read is bad.
+        BadFile: when a tensor of a file is bad.
     """
-    # 1. the rows: the earlier site is the parent, as in an atlas; at one site A is the child
+    # 1. the rows: the earlier site is the parent, as in an atlas; at the same site A is the child
     ends = (EdgeEnd.PARENT, EdgeEnd.CHILD) if a.site < b.site else (EdgeEnd.CHILD, EdgeEnd.PARENT)
     one, other = a.rows(ends[0], settings.method), b.rows(ends[1], settings.method)
-    # 2. the best both ways, by cosine and by its size
+    # 2. the best matches both ways, by cosine and by |cosine|
     k = max(1, min(settings.k, len(one.rows), len(other.rows)))
     found = best_rows_both(one, other, k, settings.method)
     opposite = best_rows_both(one, Rows(other.site, -other.rows), 1, settings.method)
@@ -206,21 +207,21 @@ def match_dictionaries(a: ComparedDictionary, b: ComparedDictionary, settings: C
         nulls = _nulls(source, target, settings)
         limit = cut(nulls[settings.null], score[:, 0], settings.fdr) if nulls else 1.0
         ways.append(OneWay(top.index.cpu().numpy(), score, absolute, nulls, limit, settings.null))
-    # 3. one to one, and what a rotation of all of A gives
+    # 3. one-to-one partners, and PW-MCC after random rotations of all of A
     n = min(len(one.matched), len(other.matched))
     signed, absolute_pairs = assigned(one, other), assigned(one, other, absolute=True)
     generator, rotated = torch.Generator().manual_seed(settings.seed), list[float]()
     for _ in range(settings.whole_rotations if n else 0):
         width = one.rows.shape[1]
         turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
-        q = turn.Q * turn.R.diagonal().sign()  # uniform over rotations (Mezzadri 2007)
+        q = turn.Q * turn.R.diagonal().sign()  # uniform over orthogonal matrices (Mezzadri 2007)
         turned = Rows(one.site, (one.rows.double() @ q.to(one.rows.device)).float())
         rotated.append(assigned(turned, other, absolute=True).value / n)
     return PairMatches(a, b, ways[0], ways[1], signed, absolute_pairs, n, tuple(rotated), settings)
 
 
 def _nulls(source: Rows, target: Rows, settings: ComparisonSettings) -> dict[str, NullDistribution]:
-    """The null that decides, and that of a rotation beside it; none where a side has no direction."""
+    """The null that decides significance and the rotation null; none if a side has no feature with a direction."""
     if not len(source.matched) or not len(target.matched):
         return {}
     how = {"rows": settings.rows, "rotations": settings.rotations, "seed": settings.seed}
@@ -229,15 +230,15 @@ def _nulls(source: Rows, target: Rows, settings: ComparisonSettings) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A feature that several of another dictionary share among them.
+    """A feature that is split over several features of another dictionary.
 
     Attributes:
         feature: the row that is split.
-        parts: rows of the other dictionary whose best match it is, nearest first.
-        cosines: theirs with it.
+        parts: rows of the other dictionary whose best match is this feature, nearest first.
+        cosines: their cosines with it.
         best: the squared cosine of its best match, in [0, 1].
         span: the share of its squared norm in the span of the parts, in [0, 1].
-        chance: what as many random rows more than one would explain beyond `best`.
+        chance: what random rows, one fewer than the parts, would explain beyond `best`.
     """
 
     feature: int
@@ -249,12 +250,12 @@ class Split:
 
 
 def splits(pair: PairMatches) -> list[Split]:
-    """Features of A that several features of B share, those first whose span explains most beyond the best match.
+    """Features of A that are split over several features of B, by how much the span explains beyond the best match.
 
-    Counted are features of B whose best match is the feature of A and stands out from chance, the eight nearest. A
-    split explains at least a tenth of the squared norm more than the best match of the feature does.
+    The parts are features of B whose best match is the feature of A and is significant, the eight nearest. Their span
+    has to explain at least a tenth of the squared norm more than the best match of the feature does.
     """
-    # 1. who names whom
+    # 1. parts: the features of B by their best match in A
     named, score = pair.backward.index[:, 0], pair.backward.best
     parts: dict[int, list[int]] = {}
     for row in np.argsort(-score, kind="stable").tolist():
@@ -263,7 +264,7 @@ def splits(pair: PairMatches) -> list[Split]:
     several = [(feature, rows) for feature, rows in parts.items() if len(rows) > 1]
     if not several:
         return []
-    # 2. the spans: v G^+ v with G the products of the parts and v theirs with the feature; missing parts are zeros
+    # 2. spans: v G^+ v, with G the Gram matrix of the parts and v their products with the feature; zero rows pad
     ends = (EdgeEnd.PARENT, EdgeEnd.CHILD) if pair.a.site < pair.b.site else (EdgeEnd.CHILD, EdgeEnd.PARENT)
     one, other = (side.rows(end, pair.settings.method).rows for side, end in zip((pair.a, pair.b), ends, strict=True))
     width, found = one.shape[1], list[Split]()
@@ -276,7 +277,7 @@ def splits(pair: PairMatches) -> list[Split]:
         v = torch.einsum("nkd,nd->nk", stack, own)
         inverse = torch.linalg.pinv(stack @ stack.mT, rtol=1e-9, hermitian=True)
         span = torch.einsum("nk,nkl,nl->n", v, inverse, v).clamp(0, 1).tolist()
-        # 3. against the best match, and against as many random rows
+        # 3. compare with the best match and with random rows
         for (feature, rows), explained, cosines in zip(some, span, v.tolist(), strict=True):
             best = max(float(pair.forward.absolute[feature]) ** 2, *(c * c for c in cosines[: len(rows)]))
             chance = (1 - best) * (len(rows) - 1) / max(width - 1, 1)
@@ -287,7 +288,7 @@ def splits(pair: PairMatches) -> list[Split]:
 
 
 def duplicates(side: ComparedDictionary, settings: ComparisonSettings) -> list[tuple[int, int, float]]:
-    """Features of a dictionary that point the same way as another of it: (feature, other, cosine), highest first."""
+    """Features that point the same way as another of their dictionary: (feature, other, cosine), highest first."""
     rows = side.rows(EdgeEnd.CHILD, settings.method)
     if len(rows.matched) < 2:
         return []
@@ -306,9 +307,9 @@ def duplicates(side: ComparedDictionary, settings: ComparisonSettings) -> list[t
 def word_overlap(
     a: ComparedDictionary, b: ComparedDictionary, partner: Int64[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """The share of tokens that a feature of A and its partner both fire on most strongly (Jaccard), NaN if not known.
+    """The Jaccard overlap of the strongest tokens of each feature of A and of its partner, NaN if unknown.
 
-    Partners are numbered as an `Assignment` has them, -1 for none.
+    Partners are numbered as in an `Assignment`, -1 for none.
     """
     found = np.full(len(partner), np.nan)
     sets = [[_tokens(words) for words in side.words] for side in (a, b)]

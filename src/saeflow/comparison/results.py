@@ -1,4 +1,4 @@
-"""What a comparison found: tables, and what exactly was compared. No torch.
+"""The result of a comparison: its tables, and a record of exactly what was compared. No torch.
 
 OUT/comparison.json     everything: settings, the sha256 of every file, all tables, the flow graph of a chain
 OUT/tables/NAME.csv     the tables
@@ -34,12 +34,12 @@ class Comparison:
     """Two or more dictionaries, or releases, side by side.
 
     Attributes:
-        settings: what was asked; with the dictionaries it determines every number.
-        dictionaries: for each dictionary its name, release, site, features, width, file, and the sha256 of the file
-            (of a file on this machine) and of the decoder in float32.
-        tables: by name; `table` gives them as DataFrames. "pairs" has a row for every two dictionaries, "features" one
-            for every feature of each with its matches.
-        graph: of a chain, some features over its steps; None for two dictionaries.
+        settings: the settings, pairing and names; with the dictionaries they determine every number.
+        dictionaries: for each dictionary its name, release, model, site, features, width, file, and the sha256 of the
+            file (if it is on this machine) and of the decoder in float32.
+        tables: by name; `table` returns them as DataFrames. "pairs" has one row per pair of dictionaries, "features"
+            one row per feature with its matches.
+        graph: for a chain, some features over its steps; None for two dictionaries.
         made_by: the version of saeflow.
     """
 
@@ -57,18 +57,18 @@ class Comparison:
         """One table as a DataFrame; `attrs` has its title and note.
 
         Raises:
-            InvalidArgument: for a table that there is not.
+            InvalidArgument: for an unknown table.
         """
         if name not in self.tables:
             raise InvalidArgument(f"this comparison has no table {name!r}. It has {', '.join(self.tables)}.")
         return self.tables[name].frame()
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for every two dictionaries: PW-MCC and what goes with it."""
+        """The table "pairs", one row per pair of dictionaries: PW-MCC and related measures."""
         return self.table("pairs")
 
     def to_json(self) -> str:
-        """The comparison as text that `open_comparison` reads."""
+        """The comparison as JSON that `open_comparison` reads."""
         told = {
             "format": FORMAT,
             "version": VERSION,
@@ -78,7 +78,7 @@ class Comparison:
             "tables": {name: asdict(table) for name, table in self.tables.items()},
             "graph": None if self.graph is None else self.graph.to_dict(),
         }
-        # through JSON once, so that the checksum is of what will be read
+        # a round trip through JSON first, so that the checksum covers what will be read back
         return json.dumps(add_check(json.loads(json.dumps(told)))) + "\n"
 
     def save(self, folder: Path | str) -> Path:
@@ -91,7 +91,7 @@ class Comparison:
         write_atomic(folder / FILE, self.to_json().encode())
         for name, table in self.tables.items():
             write_atomic(folder / "tables" / f"{name}.csv", table.to_csv().encode("utf-8", "replace"))
-        # by name: drawing lies above what is drawn, but people look for it here
+        # imported by name: `page` is a layer above this one, but users expect `save` to write it
         return import_module("saeflow.comparison.page").write_page(self, folder)
 
 
@@ -99,7 +99,7 @@ def open_comparison(path: Path | str) -> Comparison:
     """Read a comparison from its folder or its JSON file.
 
     Raises:
-        BadFile: when the file is missing, changed, of another kind, or of another version.
+        BadFile: when the file is missing, has changed, or has another format or version.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
@@ -127,11 +127,11 @@ def open_comparison(path: Path | str) -> Comparison:
 
 
 def open_results(folder: Path | str) -> Results | Comparison:
-    """The results in a folder, finished or not, whatever command wrote them; a `Comparison` of `saeflow compare`.
+    """Open the results of any command in a folder, finished or not; a `Comparison` for one of `saeflow compare`.
 
         results = sf.open_results("deactivate-demo")
         results.table("by_rescale")     a table of the summary as a pandas DataFrame
-        results.frame()                 every row of the experiment as one; of a comparison, see `to_pandas`
+        results.frame()                 every row of the experiment as a DataFrame; for a comparison, see `to_pandas`
 
     Raises:
         BadFile: when there is no manifest, or it cannot be read.

@@ -1,4 +1,4 @@
-"""`compare`: open what is compared, pair its sites, measure, and say exactly which files it was."""
+"""`compare`: open dictionaries, pair their sites, measure, and record exactly which files were compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Pairing = Literal["name", "all"]
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """One of the arguments of `compare`."""
+    """One argument of `compare`, opened."""
 
     name: str
     release: str
@@ -58,31 +58,31 @@ def compare(
 ) -> Comparison:
     """Compare dictionaries of one residual stream: seeds, widths, checkpoints, a base and its tuned model.
 
-    Of two, sites are paired by name, by `mapping`, or all against all. Of more, which are a chain in the order given,
-    every two dictionaries of a site are compared, and tables of the chain follow.
+    For two, sites are paired by name, by `mapping`, or all against all. Three or more are a chain in the order given:
+    all pairs of dictionaries at a site are compared, and tables of the chain follow.
 
     Args:
         a: A release, a folder, dictionaries by site, or one dictionary.
         b: Another, or the same; of any width.
         more: Further ones, in order.
         settings: How they are compared.
-        sites: Sites to compare; by default all that are to be paired.
+        sites: Sites to compare; by default all that can be paired.
         pairing: "name" pairs equal sites, "all" every site of `a` with every site of `b`.
-        mapping: Pairs of a site of `a` and one of `b`, in place of `pairing`.
-        names: What to call each; by default the names of releases, with letters where two are alike.
-        words: Words by these names; by default those on this machine for releases and folders.
-        projector: The model, needed where a dictionary lives in z.
-        device: Where dictionaries that are opened here compute.
-        progress: Called with (pairs done, pairs in all, the pair begun last).
+        mapping: Pairs (site of `a`, site of `b`), in place of `pairing`.
+        names: A name for each; by default its release's, with a letter in front where two are equal.
+        words: Words by name; by default those on this machine for releases and folders.
+        projector: The model, needed for dictionaries that live in z.
+        device: Device of the dictionaries opened here.
+        progress: Called with (pairs done, pairs in all, the next pair).
 
     Raises:
-        InvalidArgument: for a value out of range, or names that do not go with what is compared.
+        InvalidArgument: for a value out of range, names that do not fit, or a mapping or "all" for more than two.
         UnknownRelease: when a name is neither a release nor a path.
-        UnknownSite: when no two sites go together.
+        UnknownSite: when no sites can be paired, or a mapped one is missing.
         WidthMismatch: when two dictionaries do not write into one stream.
-        BadFile: when a tensor that is read is bad.
+        BadFile: when a tensor of a file is bad.
     """
-    # 1. what is compared
+    # 1. the dictionaries, and which sites are compared
     settings = settings or ComparisonSettings()
     find_method(settings.method)
     opened = _open((a, b, *more), names, words, device)
@@ -96,20 +96,20 @@ def compare(
     done = 0
     for group in groups:
         made = [_one(one, site, projector) for one, site in zip(opened, group, strict=True)]
-        # 2. every two of a group
+        # 2. all pairs of a group
         found: dict[tuple[int, int], PairMatches] = {}
         for i, j in itertools.combinations(range(len(made)), 2):
             if progress:
                 progress(done, steps, f"{made[i].name} and {made[j].name}")
             found[i, j] = match_dictionaries(made[i], made[j], settings)
             done += 1
-        # 3. tables; features and what is in one alone for neighbours of a chain
+        # 3. tables: "pairs" of all pairs, the others of neighbours in the chain only
         near = [pair for (i, j), pair in found.items() if j == i + 1]
         fresh = [one for one in made if one.name not in records]
         tables = _joined(tables, pair_tables(near, list(found.values()), fresh, settings))
         if len(made) > 2:
             chain, drawn = chain_tables(str(group[0]), made, found, settings)
-            if graph is not None:  # one chain has a graph: the first
+            if graph is not None:  # only the first chain gets a graph
                 chain.pop("compare_nodes", None)
             graph = graph or drawn
             tables = _joined(tables, chain)
@@ -129,7 +129,7 @@ def _one(opened: _Opened, site: Site, projector: AttentionWriter | None) -> Comp
 def _open(
     given: Sequence[Compared], names: Sequence[str], words: Mapping[str, Words] | None, device: torch.device | str
 ) -> list[_Opened]:
-    """Every argument opened, each with a name of its own."""
+    """Open every argument and give each a unique name."""
     if names and (len(names) != len(given) or len(set(names)) != len(names)):
         raise InvalidArgument(f"{len(given)} are compared and named {', '.join(names)}. Give each a name of its own.")
     found: list[_Opened] = []
@@ -138,7 +138,7 @@ def _open(
             found.append(_Opened("", "", {one.site: one}, None))
         elif isinstance(one, str | Path):
             dictionaries = load_dictionaries(one, device=device)
-            # words that cannot be read are told by whoever reads them
+            # words that cannot be read are reported where they are used
             found.append(_Opened(dictionaries.name, str(one), dictionaries, words_for(str(one))))
         else:
             name = str(getattr(one, "name", ""))
@@ -158,13 +158,13 @@ def _open(
 def _groups(
     opened: Sequence[_Opened], sites: Sequence[Site], pairing: Pairing, mapping: Sequence[tuple[SiteLike, SiteLike]]
 ) -> list[tuple[Site, ...]]:
-    """Sites that are compared with each other: one of each argument."""
+    """The groups of sites that are compared with each other, one site per argument."""
     there = [sorted(one.dictionaries) for one in opened]
     if mapping:
         groups = [(Site.of(source), Site.of(target)) for source, target in mapping]
         for group in groups:
             for number, site in enumerate(group):
-                _ = opened[number].dictionaries[site]  # says which sites there are
+                _ = opened[number].dictionaries[site]  # raises an error that lists the sites
         return groups
     lone = all(len(found) == 1 for found in there)
     if pairing == "all" or lone:  # single dictionaries need no site in common
@@ -184,7 +184,7 @@ def _groups(
 
 
 def _joined(tables: dict[str, SummaryTable], more: Mapping[str, SummaryTable]) -> dict[str, SummaryTable]:
-    """Tables of several sites as one of each name."""
+    """Merge tables of several sites: rows of equal names are appended."""
     return tables | {
         name: replace(table, rows=(*tables[name].rows, *table.rows)) if name in tables else table
         for name, table in more.items()
@@ -192,7 +192,7 @@ def _joined(tables: dict[str, SummaryTable], more: Mapping[str, SummaryTable]) -
 
 
 def _record(one: ComparedDictionary, opened: _Opened) -> dict[str, Any]:
-    """What a dictionary is, to the byte."""
+    """What identifies a dictionary, to the byte."""
     path, digest = Path(one.dictionary.origin), None
     if path.is_file():
         with path.open("rb") as file:

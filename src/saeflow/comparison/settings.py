@@ -1,4 +1,4 @@
-"""How dictionaries are compared. Imports next to nothing: the command line shows it in its help."""
+"""Settings of a comparison. Imports next to nothing, since the command line builds its help from them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ComparisonSettings:
     """How dictionaries are compared.
 
     Attributes:
-        method: Matching method: its rows are compared, at unit norm; `saeflow methods` lists them.
+        method: Matching method: its rows are compared at unit norm; `saeflow methods` lists all methods.
         k: Matches of a feature: how many are kept.
         shared: Cosine from which a one-to-one partner counts as the same feature.
-        null: Which rows stand for chance: where a match is called significant, rotation, moments, families.
-        fdr: False-discovery rate: that of significant matches.
+        null: Which rows stand for chance: rotation, moments or families; decides which matches are significant.
+        fdr: False-discovery rate: among the matches called significant.
         rows: Null rows drawn at a time.
         rotations: How many times null rows are drawn.
         whole_rotations: Random rotations of all of a dictionary, for the null of PW-MCC.

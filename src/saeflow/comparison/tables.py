@@ -1,4 +1,4 @@
-"""The tables of a comparison: what `pairs` measured, as rows. "A in B" are matches of A's features among B's."""
+"""The tables of a comparison: the results of `pairs` as rows. "A in B" stands for matches of A's features in B."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Rows = Iterable[Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class _TableOfPairs:
-    """A table with rows for every pair, if `both` from each side; its note may name settings."""
+    """A table with rows for every pair, from both sides if `both`; its note may hold placeholders for settings."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ def pair_tables(
     dictionaries: Sequence[ComparedDictionary],
     settings: ComparisonSettings,
 ) -> dict[str, SummaryTable]:
-    """Every table of some pairs, and a row for `every` pair; those of words and density only where they are known."""
+    """Make all tables for `pairs`, "pairs" itself for `every` pair; words and density only where they are known."""
     told = {
         "shared": f"{settings.shared:g}",
         "chance": f"the null {settings.null!r} at a false-discovery rate of {settings.fdr:g}",
@@ -70,7 +70,7 @@ def pair_tables(
 
 
 def title_of(pair: PairMatches) -> str:
-    """What figures call a pair."""
+    """The name of a pair in figures, from either side."""
     return " and ".join(sorted((pair.a.name, pair.b.name)))
 
 

@@ -1,9 +1,8 @@
-"""Labels of one release for the features of another that have none, where their decoder rows agree.
+"""Transfer labels from one release to unlabelled features of another whose decoder rows agree.
 
-Two features of one direction stand for the same thing as far as what they write goes. So a label goes over only where
-the cosine is high and, unless asked otherwise, each is the other's best match. It says where it is from: `by` of the
-words is `RELEASE 4/res/17, cosine 0.953`. Tokens, passages and frequencies are not carried over: they were measured on
-the other feature.
+Two features with one decoder direction write the same thing. So a label is transferred only if the cosine is high and,
+by default, each feature is the other's best match. The label names its origin: `by` of the words is `RELEASE 4/res/17,
+cosine 0.953`. Tokens, passages and frequencies are not transferred, since they were measured on the other feature.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 @dataclass(frozen=True, slots=True)
 class TransferredLabel:
-    """A label that goes over: to which feature, from which, and the cosine of their decoder rows."""
+    """A transferred label: the feature that gets it, the feature it is from, and the cosine of their decoder rows."""
 
     feature: FeatureId
     label: str
@@ -34,7 +33,7 @@ class TransferredLabel:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Every label that goes over, and how many features had none before."""
+    """All transferred labels, and how many features had none before."""
 
     labels: tuple[TransferredLabel, ...]
     unlabelled: int
@@ -55,24 +54,24 @@ def transfer_labels(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Carry labels over from `source` to features of `target` that have none.
+    """Transfer labels from `source` to features of `target` that have none.
 
     Args:
         source: Dictionaries whose features are labelled.
         target: Dictionaries of the same model.
-        pairs: Sites of the source and of the target, each target once.
-        release: Name of the source: its words are asked, and labels say it.
-        target_release: Name of the target, whose words say which features have none.
-        least: Cosine of the decoder rows at least.
-        mutual: Whether each has to be the other's best match.
+        pairs: Pairs (site of the source, site of the target), each target once.
+        release: Name of the source: its words are read, and labels cite it.
+        target_release: Name of the target, whose words show which features have no label.
+        least: Minimum cosine of the decoder rows.
+        mutual: Whether both have to be each other's best match.
         words: Words of the source, in place of those on this machine.
         known: Words of the target, in place of those on this machine.
-        projector: The model, needed where dictionaries live in z.
-        out: Folder that words are written to; None writes nothing.
-        progress: Called with (pairs done, pairs in all, the pair begun last).
+        projector: The model, needed for dictionaries that live in z.
+        out: Folder to write words to; None writes nothing.
+        progress: Called with (pairs done, pairs in all, the next pair).
 
     Raises:
-        InvalidArgument: for a cosine out of range, a target twice, or a source without labels.
+        InvalidArgument: for a cosine out of range, a repeated target site, or a source without labels.
         UnknownSite: when a site has no dictionary.
         WidthMismatch: when two dictionaries do not write into one stream.
         OSError: when the folder cannot be written.
@@ -87,7 +86,7 @@ def transfer_labels(
     for done, (here, there) in enumerate(pairs):
         if progress:
             progress(done, len(pairs), f"{here} to {there}")
-        # 1. labels there are, and features without one
+        # 1. labels of the source, and features of the target without one
         given, had = words.site(here), known.site(there)
         if not any(row is not None and row.label for row in given):
             raise InvalidArgument(
@@ -96,7 +95,7 @@ def transfer_labels(
             )
         n = target[there].n_features
         bare = [row for row in range(n) if row >= len(had) or not (own := had[row]) or not own.label]
-        # 2. the best match of each at the source
+        # 2. the best match of each of these at the source
         back, table = match_pair(source[here], target[there], projector=projector)
         both = mutual_matches(table, back)[:, 0]
         rows: list[FeatureWords | None] = [None] * n
@@ -109,7 +108,7 @@ def transfer_labels(
             labels.append(TransferredLabel(FeatureId(there, row), found.label, origin, cosine))
             rows[row] = FeatureWords(found.label, by=f"{release} {origin}, cosine {cosine:.3f}")
         unlabelled += len(bare)
-        # 3. as words of the target
+        # 3. write them as words of the target
         if out is not None:
             write_words(out, there, rows)
             about = read_about(out, origin=TRANSFERRED, release=target_release)

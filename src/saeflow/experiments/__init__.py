@@ -1,1 +1,1 @@
-"""Experiments of the paper on a running model: origins of features, causal trials, what they add up to."""
+"""The paper's experiments on a running model: origins of features, deactivation, transition matrices, their tables."""

@@ -1,18 +1,18 @@
-"""Deactivation: remove the predecessors of an active feature at one token and see what is left of it (section 5.2).
+"""Deactivation: remove the predecessors of an active feature at one token and measure what is left (section 5.2).
 
 For one text (appendix A.2):
 
 1. The clean pass. At each sampled token and layer, up to 25 active residual features are targets.
-2. Each strategy names predecessors of a target; those that are active give its group. What it names at each
-   part is removed alone, then all together. Each removal has a control: other active features of the same
-   sites, as many and alike in norm.
-3. Under the first strategy, all available predecessors are also rescaled by each r of a sweep (figure 7), for
-   some targets with the loss of the text. Their controls are rescaled by the same r: the same features for all r.
-4. Searches say what matching could have found (table 1). Exhaustive search removes each active feature of the
-   predecessor sites alone and keeps the best for each target: the most a single predecessor can do. Greedy search goes
-   on from there, adding the active feature that lowers the target most until it is silent, nothing helps, or the set
-   is full; the paper stops at one feature.
-5. All edits of the text go to the causal engine together, each once; the rows are read off.
+2. Each strategy names predecessors of a target; the parts at which any of them is active are the target's group. The
+   active ones are removed at each part separately, then at all parts together. Each removal has a control: as many
+   other active features of the same sites, of similar norm.
+3. Under the first strategy, all available predecessors are also rescaled by each r of a sweep (figure 7), for some
+   targets with the loss of the text. Their controls are rescaled by the same r, and are the same features for all r.
+4. Searches show what matching could have found (table 1). Exhaustive search removes each active feature of the
+   predecessor sites on its own and keeps the best of each site for each target: the most that a single predecessor
+   can do. Greedy search continues from there, adding the active feature that lowers the target most until the target
+   is silent, nothing helps, or the set is full; the paper stops at one feature.
+5. All edits of the text are collected and each is computed once by the causal engine.
 """
 
 from __future__ import annotations
@@ -43,37 +43,37 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
 LARGEST_SET = 5
-"""Features a greedy set may hold."""
+"""The most features in a greedy set."""
 
 CANDIDATES = 32
-"""Active features greedy search looks at: those that lower the target most when removed alone."""
+"""How many active features greedy search considers: those that lower the target most when removed on their own."""
 
 HANDFUL = 5
-"""Active features a control is chosen among."""
+"""How many random active features a control is chosen from."""
 
 
 @dataclass(slots=True)
 class DeactivationTrial:
-    """One target, one edit of its predecessors at one token, and what came of it (section 5.2).
+    """One target, one edit of its predecessors at one token, and the outcome (section 5.2).
 
     Attributes:
         dataset: name of the dataset.
-        text: number of the text in it, from 0.
-        position: column of the token in the text's tokens.
+        text: number of the text among the samples of the dataset, from 0.
+        position: position of the token in the text.
         target: a residual feature that is active there.
-        controls: for a control, the number among its text's trials of the trial it controls.
-        strategy: the name of what chose the features; for a control, of what it controls.
+        controls: for a control, the number, among the trials of its text, of the trial that it controls; else None.
+        strategy: the strategy that chose the features; for a control, that of the trial it controls.
         group: the group of the target under the strategy before the edit.
         removed: the parts whose predecessors were edited.
-        features: the features edited, with their activations before; of a control random active ones in place of the
+        features: the edited features and their activations before; for a control, other active ones in place of the
             strategy's.
-        norm: length of a V summed over what is removed, root of the sum of squares over sites.
+        norm: root of the sum over the edited features of (activation times norm of the decoder row) squared.
         r: the factor; 0 removes.
-        z_old: activation of the target before, above 0.
-        z_new: after.
-        new_group: the group under the same strategy after, from the recomputed activations.
-        loss_old: mean next-token loss of the text in nats before; None where not asked for.
-        loss_new: after.
+        z_old: activation of the target before the edit, above 0.
+        z_new: activation of the target after the edit.
+        new_group: the group under the same strategy after the edit, from the recomputed activations.
+        loss_old: mean next-token loss of the text in nats before the edit; None if not measured.
+        loss_new: the same after the edit.
     """
 
     dataset: str
@@ -95,12 +95,12 @@ class DeactivationTrial:
 
     @property
     def control(self) -> bool:
-        """Whether the features are random active ones in place of the strategy's."""
+        """Whether this is a control: other active features in place of the strategy's."""
         return self.controls is not None
 
     @property
     def deactivated(self) -> bool:
-        """Whether the target is silent afterwards: exactly 0."""
+        """Whether the target is silent after the edit, at exactly 0."""
         return self.z_new == 0
 
     @property
@@ -109,7 +109,7 @@ class DeactivationTrial:
         return 1 - self.z_new / self.z_old
 
     def to_row(self, number: int) -> Row:
-        """The trial as the row `number` of its text."""
+        """The trial as row `number` of its text."""
         return {
             "dataset": self.dataset,
             "text": self.text,
@@ -147,23 +147,23 @@ def deactivation_trials(
     norms: RowNorms | None = None,
     targets: Collection[FeatureId] | None = None,
 ) -> list[DeactivationTrial]:
-    """All trials of one text.
+    """Run all trials of one text.
 
-    A target without an available predecessor gives one trial that removes nothing ("nowhere"), so that the
-    rows count every target. The rows of a search carry the group of the first strategy, and its predecessors
-    decide their new group.
+    A target without an available predecessor gives one trial per strategy that removes nothing ("nowhere"), so that the
+    rows count every target. The rows of a search carry the group of the first strategy, whose predecessors also decide
+    their new group.
 
     Args:
-        model: the model the dictionaries were trained on.
-        dictionaries: at res L, res L-1, mlp L and att L of the layers; a site without one is left out.
-        strategies: what names predecessors; the first is swept over r, and is the lens of the searches.
+        model: the model that the dictionaries were trained on.
+        dictionaries: those at res L, res L-1, mlp L and att L of the layers; predecessor sites may lack one.
+        strategies: the strategies that name predecessors; the first is swept over r and gives searches their groups.
         sample: the text and its tokens.
-        size: targets, factors of the sweep, losses, and the length that texts were cut to when they were sampled; of
-            its strategies the searches alone are read.
+        size: how many targets, the factors of the sweep, the losses, and the length that texts are truncated to, as
+            when they were sampled; from its strategies only the searches are read.
         layers: residual layers of the targets.
-        seed: of targets, controls and loss targets.
-        norms: lengths of decoder rows, when they are there from another text.
-        targets: the only features that are targets, where they are active; None for all, as `size` draws them.
+        seed: seed of targets, controls and loss targets.
+        norms: norms of the decoder rows, if kept from another text.
+        targets: restricts the targets to these features, where active; None for all. `size` limits both.
 
     Raises:
         InvalidArgument: without strategies.
@@ -171,7 +171,7 @@ def deactivation_trials(
     """
     _check(dictionaries, strategies, layers)
     tokens = model.tokenize([sample.content], max_length=size.max_length)
-    # a plain dict: a DictionarySet checks every look-up, and there are a hundred thousand a text
+    # a plain dict, since a DictionarySet checks every look-up, and a text needs a hundred thousand of them
     sites = {Site(layer, Part.RES) for layer in layers}
     sites |= {predecessor for site in sites for predecessor in site.predecessors}
     around = {site: dictionaries[site] for site in sorted(sites) if site in dictionaries}
@@ -196,10 +196,10 @@ def run_deactivation(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """All trials of all samples into a results folder; a killed run resumes where it stopped.
+    """Run all trials of all samples into a results folder; a killed run resumes where it stopped.
 
-    `request.arguments` must hold `layers`; its seed is that of every draw. `samples` is called for a new folder only: a
-    run that resumes reads its samples back. `engine` is where texts are done; this process when None.
+    `request.arguments` must hold `layers`; `request.seed` seeds every draw. `samples` is called for a new folder only:
+    a resumed run reads its samples from the folder. `engine` processes the texts; None for this process.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments; without samples or strategies.
@@ -241,13 +241,13 @@ def _check(dictionaries: Mapping[Site, Dictionary], strategies: Sequence[Predece
 
 @dataclass(frozen=True, slots=True)
 class RowNorms:
-    """Length of the decoder rows of each site, computed when first asked for."""
+    """The norms of the decoder rows of each site, computed on first use."""
 
     dictionaries: Mapping[Site, Dictionary]
     known: dict[Site, np.ndarray] = field(default_factory=dict[Site, np.ndarray])
 
     def of(self, feature: FeatureId) -> float:
-        """The length of one row."""
+        """The norm of a feature's decoder row."""
         if feature.site not in self.known:
             rows = self.dictionaries[feature.site].W_dec.float()
             self.known[feature.site] = torch.linalg.vector_norm(rows, dim=1).cpu().numpy()
@@ -256,17 +256,17 @@ class RowNorms:
 
 @dataclass(eq=False, slots=True)
 class TokenEdit:
-    """Rescale some active features of the inputs of a layer at one token: one object for equal edits of a text.
+    """Rescale some active features of the inputs of a layer at one token; equal edits of a text share one object.
 
     Attributes:
         layer: L.
-        position: the token, a column of the text.
-        features: ascending; of any of the sites res L-1, att L, mlp L; may be none.
+        position: the position of the token in the text.
+        features: the features, ascending, at any of the sites res L-1, att L, mlp L; may be empty.
         r: the factor, 0 to remove.
-        wanted: what is read after it at the next `EditBatch.answer`.
+        wanted: the features to read after the edit, at the next `EditBatch.answer`.
         wants_loss: whether the loss of the text is computed then too.
-        after: activations after it that are known.
-        losses: loss of the text before and after; None where it was not computed.
+        after: the activations after the edit that are known so far.
+        losses: the loss of the text before and after the edit; None if not computed.
     """
 
     layer: int
@@ -279,7 +279,7 @@ class TokenEdit:
     losses: tuple[float, float] | None = None
 
     def to_trial(self) -> Trial:
-        """One `Rescale` a site, for the engine."""
+        """The edit as a `Trial` for the causal engine, with one `Rescale` per site."""
         by_site: dict[Site, list[FeatureId]] = {}
         for feature in self.features:
             by_site.setdefault(feature.site, []).append(feature)
@@ -288,34 +288,34 @@ class TokenEdit:
 
 
 class EditBatch:
-    """Edits of one text: asked for by anyone, computed together when `answer` is called.
+    """Collects the edits of one text and computes them together when `answer` is called.
 
     Strategies overlap: cosine and Pearson mostly name the same predecessor, and one feature is removed for several
-    targets of a token. So equal edits are one object, what is read after it is collected over all who ask, and the
-    engine gets one trial for each edit.
+    targets of a token. Therefore equal edits share one object that collects every feature to read, and the engine gets
+    one trial per edit.
     """
 
     def __init__(self, text: PreparedText) -> None:
-        """Ask nothing yet."""
+        """Start without edits."""
         self._text = text
         self._edits: dict[tuple[int, int, tuple[FeatureId, ...], float], TokenEdit] = {}
         self._asked: dict[TokenEdit, None] = {}
 
     def edit(self, layer: int, position: int, features: Iterable[FeatureId], r: float = 0.0) -> TokenEdit:
-        """The edit of some features, in any order."""
+        """The edit of some features, given in any order."""
         key = layer, position, tuple(sorted(features)), r
         if key not in self._edits:
             self._edits[key] = TokenEdit(*key)
         return self._edits[key]
 
     def ask(self, edit: TokenEdit, watch: Iterable[FeatureId], *, loss: bool = False) -> None:
-        """Read `watch` after an edit, and the loss of the text if wanted, at the next `answer`."""
+        """Request the activations of `watch` after an edit, and optionally the loss of the text, from `answer`."""
         edit.wanted.update(dict.fromkeys(watch))
         edit.wants_loss |= loss and edit.losses is None
         self._asked[edit] = None
 
     def answer(self) -> None:
-        """Compute everything asked since the last time."""
+        """Compute everything requested since the last call."""
         for edit in self._asked:
             if edit.after:
                 edit.wanted = {feature: None for feature in edit.wanted if feature not in edit.after}
@@ -332,14 +332,14 @@ class EditBatch:
 
 @dataclass(frozen=True, eq=False)
 class TokenLayer:
-    """One token and one layer: the targets there, and what is active at the predecessor sites.
+    """The targets at one token and layer, and the active features of the predecessor sites.
 
     Attributes:
         layer: L.
-        position: the token, a column of the text.
-        targets: active features of res L that are looked at, with their activations.
-        active: for each predecessor site, its active features with their activations, ascending.
-        norms: lengths of decoder rows.
+        position: the position of the token in the text.
+        targets: the active features of res L that are targets, with their activations.
+        active: for the part of each predecessor site, its active features, ascending, with their activations.
+        norms: the norms of the decoder rows.
     """
 
     layer: int
@@ -359,7 +359,7 @@ class TokenLayer:
         seed: int,
         only: Collection[FeatureId] | None = None,
     ) -> TokenLayer:
-        """Read the clean pass; of more than `size.features` active features so many are drawn (appendix A.2)."""
+        """Read the clean pass; if more than `size.features` features are active, draw that many (appendix A.2)."""
 
         def active_at(site: Site) -> dict[FeatureId, float]:
             index, values = text.active(site, position)
@@ -377,7 +377,7 @@ class TokenLayer:
 
     @cached_property
     def every(self) -> dict[FeatureId, float]:
-        """All that is active at the predecessor sites, by part in the order of tables."""
+        """All active features of the predecessor sites, by part in table order."""
         return {feature: a for part in PARTS for feature, a in self.active.get(part, {}).items()}
 
     def of(self, feature: FeatureId) -> float:
@@ -385,11 +385,11 @@ class TokenLayer:
         return self.every.get(feature, 0.0)
 
     def norm(self, feature: FeatureId) -> float:
-        """|a| times the length of its decoder row: how far its removal moves the hidden state."""
+        """|a| times the norm of the feature's decoder row: how far its removal moves the hidden state."""
         return abs(self.of(feature)) * self.norms.of(feature)
 
     def named(self, strategy: Predecessors, target: FeatureId) -> dict[Part, list[FeatureId]]:
-        """What a strategy names for a target at each predecessor site, active or not."""
+        """The features that a strategy names for a target at each predecessor site, active or not."""
         found: dict[Part, list[FeatureId]] = {}
         for predecessor in target.site.predecessors:
             table = strategy.named.get((target.site, predecessor))
@@ -399,17 +399,14 @@ class TokenLayer:
         return found
 
     def available(self, named: Mapping[Part, Iterable[FeatureId]]) -> dict[Part, tuple[FeatureId, ...]]:
-        """Those of the named features that are active, for the parts that have any."""
+        """The active ones among the named features, for the parts that have any."""
         kept = {part: tuple(f for f in named.get(part, ()) if self.of(f) > 0) for part in PARTS}
         return {part: features for part, features in kept.items() if features}
 
     def control(
         self, target: FeatureId, removed: tuple[FeatureId, ...], sample: Sample, seed: int
     ) -> tuple[FeatureId, ...] | None:
-        """Other active features in place of those removed; see `alike_in_norm`.
-
-        The draw depends on the token, the target and what is removed.
-        """
+        """Other active features in place of those removed (`alike_in_norm`), drawn by token, target and `removed`."""
         rng = generator(seed, "control", sample.dataset, sample.content, self.position, str(target), *map(str, removed))
         return alike_in_norm(removed, self.active, self.norm, rng)
 
@@ -420,10 +417,10 @@ def alike_in_norm(
     norm: Callable[[FeatureId], float],
     rng: np.random.Generator,
 ) -> tuple[FeatureId, ...] | None:
-    """Other active features in place of those removed: as many, of the same sites, alike in norm.
+    """Other active features in place of those removed: as many, of the same sites, of similar norm.
 
-    For each removed feature five active features of its site are drawn that are neither removed nor taken yet, and of
-    these the one whose norm is nearest in ratio is taken. None where a site has not enough other active features.
+    For each removed feature, five active features of its site that are neither removed nor taken yet are drawn, and the
+    one with the nearest norm by ratio is taken. None if a site has too few other active features.
     """
     taken: list[FeatureId] = []
     for feature in removed:
@@ -438,7 +435,7 @@ def alike_in_norm(
 
 
 class _TextTrials:
-    """The trials of one text: planned, answered together, and read off."""
+    """Plans the trials of one text, has them computed together, and reads the outcomes."""
 
     def __init__(
         self, batch: EditBatch, sample: Sample, strategies: Sequence[Predecessors], size: DeactivationSize, seed: int
@@ -450,7 +447,7 @@ class _TextTrials:
         self.controls: dict[tuple[int, FeatureId, tuple[FeatureId, ...]], tuple[FeatureId, ...] | None] = {}
 
     def run(self) -> list[DeactivationTrial]:
-        # 1. every target with what the first strategy names for it; those whose sweep has the loss, drawn once
+        # 1. every target with what the first strategy names for it; draw the targets whose sweep measures the loss
         first = self.strategies[0]
         self.targets = [(here, target, here.named(first, target)) for here in self.places for target in here.targets]
         every = [(here.position, target) for here, target, named in self.targets if here.available(named)]
@@ -459,7 +456,7 @@ class _TextTrials:
             rng = generator(self.seed, "loss", self.sample.dataset, self.sample.content)
             every = [every[place] for place in rng.choice(len(every), n, replace=False).tolist()]
         with_loss = set(every)
-        # 2. what is named, then what can be found
+        # 2. plan the strategies and the sweep, then the searches
         for here, target, named in self.targets:
             for strategy in self.strategies:
                 self._plan_strategy(here, target, strategy)
@@ -467,7 +464,7 @@ class _TextTrials:
         if set(self.size.strategies) & set(SEARCHES):
             self._plan_searches()
         self.batch.answer()
-        # 3. read off
+        # 3. read the outcomes
         for trial, edit, named in self.planned:
             trial.z_new = edit.after[trial.target]
             trial.new_group = Origin.of(p for p, features in named.items() if any(edit.after[f] > 0 for f in features))
@@ -477,7 +474,7 @@ class _TextTrials:
         return [trial for trial, _, _ in self.planned]
 
     def _plan_strategy(self, here: TokenLayer, target: FeatureId, strategy: Predecessors) -> None:
-        """What a strategy names at each part, and all of it together."""
+        """Plan the removal of what a strategy names: each part on its own, then all parts together."""
         named = here.named(strategy, target)
         available = here.available(named)
         sets: list[tuple[Part, ...]] = [(part,) for part in available]
@@ -490,7 +487,7 @@ class _TextTrials:
     def _plan_sweep(
         self, here: TokenLayer, target: FeatureId, named: Mapping[Part, Sequence[FeatureId]], *, loss: bool
     ) -> None:
-        """The other r for all available predecessors and for their control; r = 0 is there already."""
+        """Plan the other r for all available predecessors and their control; r = 0 is planned already."""
         available = here.available(named)
         features = tuple(sorted(feature for chosen in available.values() for feature in chosen))
         if not features:
@@ -503,7 +500,7 @@ class _TextTrials:
                     self.batch.ask(self.batch.edit(here.layer, here.position, edited, r), (target,), loss=True)
 
     def _plan_searches(self) -> None:
-        """Every active feature alone, then sets."""
+        """Remove every active feature on its own, then plan the best of each site and the greedy sets."""
         singles: dict[TokenLayer, dict[FeatureId, TokenEdit]] = {}
         for here in self.places:
             singles[here] = {f: self.batch.edit(here.layer, here.position, (f,)) for f in here.every}
@@ -532,7 +529,7 @@ class _TextTrials:
         features: Sequence[FeatureId],
         r: float = 0.0,
     ) -> None:
-        """Add an edit, and its control where there are features for one, and ask for what both need."""
+        """Add the trial of an edit, and of its control if there are features for one, and request what both need."""
         own = tuple(sorted(features))
         control = self._control(here, target, own) if own else None
         group = Origin.of(here.available(named))
@@ -560,16 +557,16 @@ class _TextTrials:
     def _control(
         self, here: TokenLayer, target: FeatureId, features: tuple[FeatureId, ...]
     ) -> tuple[FeatureId, ...] | None:
-        """The control of an edit, drawn once: every r and every strategy that edits the same has the same."""
+        """The control of an edit, drawn once and shared by every r and strategy that edits the same features."""
         key = here.position, target, features
         if key not in self.controls:
             self.controls[key] = here.control(target, features, self.sample, self.seed)
         return self.controls[key]
 
     def _greedy(self, singles: Mapping[TokenLayer, Mapping[FeatureId, TokenEdit]]) -> list[TokenEdit]:
-        """The greedy set for every target, in rounds over all of them; empty where no single removal lowers it.
+        """The greedy set of every target, in rounds over all targets; empty if no single removal lowers the target.
 
-        The single removals must be answered already: they are the first round.
+        The single removals must have been answered already: they are the first round.
         """
         best = [self.batch.edit(here.layer, here.position, ()) for here, _, _ in self.targets]
         z = [here.targets[target] for here, target, _ in self.targets]

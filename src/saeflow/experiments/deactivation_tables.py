@@ -1,9 +1,10 @@
-"""The tables of the deactivation experiment: sections 5.2, A.2, C.2 and table 1, and beyond them. No torch.
+"""The tables of the deactivation experiment: sections 5.2, A.2, C.2 and table 1, and additions to them. No torch.
 
     rows -> trials_frame: one line per trial; outcomes: one line per target -> queries
 
-Rates are over trials, intervals of texts. "deactivated" is the paper's successful deactivations: of
-the targets with an available predecessor, the share that is silent afterwards. "change" is 1 - z_new / z_old.
+Rates are over trials; intervals treat texts as the independent units. "deactivated" is the paper's rate of successful
+deactivations: the share of targets with an available predecessor that are silent afterwards. "change" is
+1 - z_new / z_old.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CHOSEN = (
     "many tries would be the same search, so its control is one random feature for each that it removes, and says "
     "what an edit of that size does, not what choosing adds."
 )
-"""What the controls of searches mean."""
+"""The note on how to read the controls of searches."""
 
 _BOTH: dict[str, Span | None] = {DEACTIVATED: RATE, "change": CHANGE}
 _SINGLE = [part.name for part in PARTS]
@@ -51,17 +52,18 @@ _SHARE = ["share", "low", "high", "n"]
 
 
 def trials_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Every trial of a run, one line each, from the rows of a results folder, each text with all of its rows.
+    """Every trial of a run, one line each, from the rows of a results folder; each text must have all its rows.
 
-    Columns: dataset, text, position, layer, control, r, norm, deactivated (0 or 1), change, loss_old and loss_new as
-    in the rows; strategy, a category in the order of the run: the first is swept over r, and searches are seen
-    through it; group, removed and new_group, categories in the order of every table; n_features: how many features
-    were rescaled; target: number of the feature at its token; controls: for a control, the line it controls, else -1;
-    removing: r = 0, and something is removed; whole: one trial for each target and strategy, and its control, that
-    removes all that is named at once (of exhaustive search the best single feature of any site, of greedy its set).
+    Columns: dataset, text, position, layer, control, r, norm, deactivated (0 or 1), change, loss_old and loss_new, as
+    in the rows; strategy, categorical in the order of the run (the first is swept over r, and decides the groups of
+    searches); group, removed and new_group, categorical in the order of every table; n_features: how many features
+    were rescaled; target: a number for each pair of feature and token; controls: for a control, the line that it
+    controls, else -1; removing: whether r = 0 and something is removed; whole: marks one trial per target and strategy,
+    and its control, that removes everything named at once (for exhaustive search the best single feature of any site,
+    for greedy search its set).
 
     Raises:
-        InvalidArgument: when there is none.
+        InvalidArgument: when there are no trials.
     """
     frame = pd.DataFrame({**row, "features": len(row["features"])} for row in rows)
     if frame.empty:
@@ -86,13 +88,13 @@ def trials_frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def outcomes(trials: pd.DataFrame, strategy: str, *, control: bool = False) -> pd.DataFrame | None:
-    """What a strategy, or its controls, did to each target by removing all it names: one line per target.
+    """The outcome for each target of removing everything that a strategy, or its control, names: one line per target.
 
-    Columns: dataset, text; group under the strategy, deactivated (1 where the target is silent afterwards) and change
-    (1 - z_new / z_old), all missing where the strategy was not tried; named: whether it removed anything.
+    Columns: dataset, text; group under the strategy, deactivated (1 if the target is silent afterwards) and change
+    (1 - z_new / z_old), all missing where the strategy was not tried; named: whether it names an active predecessor.
 
-    A search is tried on every target; it counts as naming where the first strategy does. Where a strategy removes
-    nothing, its control removes nothing either: the target is kept, with change 0, in both. "active control" is the
+    A search is tried on every target; `named` is then that of the first strategy. Where a strategy removes nothing, its
+    control removes nothing either, and the target counts as kept, with change 0, in both. "active control" is the
     control of the first strategy. None for a strategy that was not run, or that has no control.
     """
     if strategy == CONTROL:
@@ -149,17 +151,17 @@ _SHORT = {
 
 
 def _first(trials: pd.DataFrame) -> str:
-    """The strategy that was swept over r, and through which searches are seen."""
+    """The first strategy, which was swept over r and decides the groups of searches."""
     return trials["strategy"].cat.categories[0]
 
 
 def _columns(frame: pd.DataFrame, columns: str, short: Mapping[str, str] = _SHORT) -> pd.DataFrame:
-    """Some columns of a frame, index included, renamed by `short`."""
+    """Some columns of a frame, including its index, after renaming by `short`."""
     return frame.reset_index().rename(columns=short)[columns.split(", ")]
 
 
 def by_strategy(trials: pd.DataFrame) -> SummaryTable:
-    """Success of each strategy by group and by what was removed."""
+    """The success of each strategy, by group and by parts removed."""
     first = _first(trials)
     found = means_and_controls(
         trials[trials["removing"]], ["strategy", "group", "removed"], _BOTH | {"n_features": None}
@@ -178,7 +180,7 @@ def by_strategy(trials: pd.DataFrame) -> SummaryTable:
 
 
 def by_strategy_layer(trials: pd.DataFrame) -> SummaryTable:
-    """Success of each strategy by layer, all available predecessors removed."""
+    """The success of each strategy by layer, with all available predecessors removed."""
     first = _first(trials)
     frame = trials[trials["whole"] & (trials["group"] != NOWHERE)]
     layers = pd.Categorical(frame["layer"], sorted(frame["layer"].unique()))
@@ -197,7 +199,7 @@ def by_strategy_layer(trials: pd.DataFrame) -> SummaryTable:
 
 
 def by_rescale(trials: pd.DataFrame) -> SummaryTable:
-    """What rescaling all available predecessors by r does, and what it does to others in their place."""
+    """The effect of rescaling all available predecessors by r, and of rescaling other features in their place."""
     frame = trials[trials["strategy"] == _first(trials)]
     frame = frame[(frame["removed"] == frame["group"]) & (frame["removed"] != NOWHERE)]
     loss = (frame["loss_new"] - frame["loss_old"]) / frame["loss_old"]
@@ -224,7 +226,7 @@ def by_rescale(trials: pd.DataFrame) -> SummaryTable:
 
 
 def one_predecessor(trials: pd.DataFrame) -> SummaryTable:
-    """What the removal of one predecessor alone does, by group."""
+    """The effect of removing one predecessor, by group."""
     first = _first(trials)
     single = trials["removed"].isin(_SINGLE)
     frame = trials[trials["removing"] & (trials["strategy"] == first) & single]
@@ -253,7 +255,7 @@ def one_predecessor(trials: pd.DataFrame) -> SummaryTable:
 
 
 def groups_by_strategy(trials: pd.DataFrame) -> SummaryTable:
-    """Which groups a strategy finds."""
+    """The groups of the targets under each strategy."""
     frame = trials[~trials["strategy"].isin(SEARCHES)].drop_duplicates(["strategy", "target"], keep="last")
     found = frame.groupby(["strategy", "group"], observed=False).size().rename("features").reset_index()
     found = found[~found["strategy"].isin(SEARCHES)]
@@ -289,7 +291,7 @@ def new_group(trials: pd.DataFrame) -> SummaryTable:
 
 
 def counts(trials: pd.DataFrame) -> SummaryTable:
-    """How many targets and trials there are."""
+    """The number of targets and trials, by layer and group."""
     first = _first(trials)
     frame = trials[(trials["strategy"] == first) & ~trials["control"]]
     frame = frame.assign(edited=frame["removed"] != NOWHERE)
@@ -307,7 +309,7 @@ def counts(trials: pd.DataFrame) -> SummaryTable:
 
 
 def table_1(trials: pd.DataFrame) -> SummaryTable:
-    """All strategies on the targets that cosine or Pearson name from one part."""
+    """All strategies on the targets for which the first strategy or Pearson finds a predecessor at exactly one part."""
     first, names = _first(trials), list(trials["strategy"].cat.categories)
     named = [outcomes(trials, name) for name in (first, PEARSON) if name == first or name in names]
     shared = np.logical_or.reduce([one["group"].isin(_SINGLE) for one in named if one is not None])
@@ -369,7 +371,7 @@ def paired(trials: pd.DataFrame) -> SummaryTable:
 
 
 def remaining(trials: pd.DataFrame) -> SummaryTable:
-    """What would have silenced the targets that matching did not."""
+    """What else silences the targets that removing matched predecessors does not."""
     first = _first(trials)
     columns = ["group", "outcome", *_SHARE, *(f"control_{name}" for name in _SHARE)]
     known = [outcomes(trials, name) for name in (first, EXHAUSTIVE, GREEDY)]
@@ -403,10 +405,10 @@ def remaining(trials: pd.DataFrame) -> SummaryTable:
 
 
 def control_match(trials: pd.DataFrame) -> SummaryTable:
-    """How well controls are matched in norm."""
+    """How closely controls match in norm what they control."""
     controls = trials[trials["control"]]
     ratio = controls["norm"] / trials.loc[controls["controls"], "norm"].to_numpy()
-    # a control of the sweep edits what that of r = 0 does
+    # controls of the sweep over r edit the same features as at r = 0, so r = 0 covers them
     frame = trials.assign(ratio=ratio)[trials["removing"]]
     rows: list[tuple[Any, ...]] = []
     for key, some in frame.groupby(["strategy", "removed"], observed=True):

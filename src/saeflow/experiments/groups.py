@@ -1,4 +1,4 @@
-"""The eight groups of appendix A.1, and other names that rows, tables and figures share. No numpy, no torch."""
+"""The eight origin groups of appendix A.1, and other names that rows, tables and figures share. No numpy, no torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Final
 from saeflow.ids import Part
 
 PARTS: Final = (Part.RES, Part.MLP, Part.ATT)
-"""Parts of the predecessor sites, in the order of tables."""
+"""Parts of the predecessor sites, in table order."""
 
 _BITS: Final = {Part.RES: 1, Part.MLP: 2, Part.ATT: 4}
 
 EXHAUSTIVE: Final = "exhaustive"
 GREEDY: Final = "greedy"
 SEARCHES: Final = (EXHAUSTIVE, GREEDY)
-"""Strategies that try active features instead of naming matches."""
+"""Strategies that try out active features instead of naming matches."""
 
 
 class Origin(enum.Flag):
-    """Which matched predecessors of a residual feature are active with it: the eight groups of appendix A.1."""
+    """Which matched predecessors of a residual feature are active together with it: the groups of appendix A.1."""
 
     NOWHERE = 0
     RES = 1
@@ -35,12 +35,12 @@ class Origin(enum.Flag):
 
     @staticmethod
     def groups() -> tuple[Origin, ...]:
-        """All eight, those with fewer predecessors first: the order of every table and figure."""
+        """All eight groups, with fewer predecessors first: the order of every table and figure."""
         return tuple(sorted(map(Origin, range(8)), key=lambda o: (o.value.bit_count(), o.value)))
 
     @staticmethod
     def named(label: str) -> Origin:
-        """The group with this label; KeyError for none of the eight."""
+        """The group with this label; any other string raises a KeyError."""
         return {origin.label: origin for origin in Origin.groups()}[label]
 
     @cached_property
@@ -50,18 +50,18 @@ class Origin(enum.Flag):
 
     @cached_property
     def label(self) -> str:
-        """How the group is written: "nowhere", "RES", "RES & MLP"; the paper says "From RES & MLP"."""
+        """The group as text: "nowhere", "RES", "RES & MLP"; the paper writes "From RES & MLP"."""
         return " & ".join(part.name for part in self.parts) or "nowhere"
 
 
 ALL: Final = "all"
-"""All datasets, layers or groups together, in tables."""
+"""The name in tables for all datasets, layers or groups together."""
 
 ORDER: Final = tuple(origin.value for origin in Origin.groups())
-"""Values of `Origin` in the order of every table."""
+"""The values of `Origin`, in the order of every table."""
 
 GROUPS: Final = tuple(origin.label for origin in Origin.groups())
-"""Their labels, in that order."""
+"""The labels of `Origin`, in the order of every table."""
 
 LABELS: Final = tuple(Origin(value).label for value in range(8))
-"""The label of each value of `Origin`."""
+"""The labels of `Origin`, indexed by its values 0 to 7."""

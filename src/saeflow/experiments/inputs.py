@@ -1,7 +1,7 @@
-"""What the experiments run on, opened from names: model, dictionaries, atlas, datasets (sections 5.1 and 5.2).
+"""Open what the experiments run on from names: model, dictionaries, atlas, datasets (sections 5.1 and 5.2).
 
-The commands and `saeflow.reproduce` open the same thing and ask for the same records, so that either goes on
-with a results folder the other began.
+The commands and `saeflow.reproduce` open the same inputs and make the same requests, so that either can resume a
+results folder that the other began.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from saeflow.sources.massive import ordinary
 from saeflow.sources.model import LanguageModel, load_model
 
 Bars = Callable[[str], Progress]
-"""Makes the callback of one kind of progress, named for people."""
+"""Makes a progress callback, given the name that users see."""
 
 Note = Callable[[str], None]
-"""Takes a remark for people, such as that a dataset is short."""
+"""Called with a remark for the user, such as that a dataset has too few texts."""
 
 
 def model_name(release: str, dictionaries: DictionarySet, given: str = "") -> str:
-    """The language model of a release: the one given, else the one its dictionaries name.
+    """The name of a release's language model: the given name, or else the one that its dictionaries state.
 
     Raises:
-        InvalidArgument: when neither says it.
+        InvalidArgument: when there is neither.
     """
     named = given or dictionaries.model
     if not named:
@@ -67,10 +67,12 @@ def opened_model(
     device: str = "cpu",
     prepend_bos: bool | None = None,
 ) -> LanguageModel:
-    """The model that is there, or that is named, or that the release names; texts begin as its dictionaries say.
+    """The model: `model` itself if it is loaded already, or else loaded by its name or the one the release states.
+
+    A model loaded here begins texts as its dictionaries say, unless `prepend_bos` is given.
 
     Raises:
-        InvalidArgument: when nothing names it.
+        InvalidArgument: when the model is named nowhere.
         BadFile, Unreachable: when it cannot be loaded.
     """
     if not isinstance(model, str):
@@ -86,10 +88,10 @@ def opened_together(
     device: str = "cpu",
     prepend_bos: bool | None = None,
 ) -> tuple[str, LanguageModel, Mapping[Site, Dictionary]]:
-    """A release by its name, or dictionaries in memory: its name ("" without one), its model, its dictionaries.
+    """Open a release by name, or take dictionaries in memory; return its name (or ""), its model and its dictionaries.
 
     Raises:
-        InvalidArgument: when nothing names the model.
+        InvalidArgument: when the model is named nowhere.
         As `load_dictionaries` and `load_model` do.
     """
     if isinstance(release, str | Path):
@@ -108,17 +110,18 @@ def opened_together(
 def atlas_beside(
     dictionaries: Mapping[Site, Dictionary], release: str, atlas: str = "", sites: Collection[Site] = ()
 ) -> Atlas | None:
-    """The atlas that is named, or that of the release; None where none was named and the release has none.
+    """The named atlas, or that of the release; None if none is named and the release has none.
 
     Args:
-        dictionaries: what it must have been made from.
-        release: whose atlas it is where none is named.
-        atlas: its name or folder.
-        sites: where weights are compared; all that both have by default.
+        dictionaries: the dictionaries that the atlas must have been made from.
+        release: the release whose atlas is opened when none is named.
+        atlas: the name or folder of the atlas.
+        sites: sites whose weights are compared; by default all that both have.
 
     Raises:
-        UnknownRelease: when the one that is named is not there.
-        BadFile: when it was made from other weights.
+        UnknownRelease: when the named atlas does not exist.
+        InvalidArgument: when the atlas was made from other weights.
+        BadFile: when it cannot be read.
     """
     try:
         opened = open_atlas(atlas or release)
@@ -135,11 +138,11 @@ class Inputs:
     """What origins and deactivation run on.
 
     Attributes:
-        names: the names it was opened from.
+        names: the names that everything was opened from.
         model: the language model.
-        dictionaries: of its sites.
-        atlas: cosine tables.
-        layers: residual layers that are looked at, ascending.
+        dictionaries: the dictionaries at its sites.
+        atlas: the cosine tables.
+        layers: the residual layers of the experiment; ascending unless given otherwise.
     """
 
     names: InputNames
@@ -150,16 +153,16 @@ class Inputs:
 
     @staticmethod
     def open(names: InputNames, *, first: int) -> Inputs:
-        """Open everything; what is wrong with a name shows before anything large is loaded.
+        """Open everything; names of datasets and the atlas are checked before anything large is loaded.
 
         Args:
-            names: the names.
-            first: the first layer taken when none is asked for.
+            names: the names to open.
+            first: the first layer used when `names` gives no layers.
 
         Raises:
             InvalidArgument: for an unknown dataset, a layer without matches, a release without a model, or an atlas
                 of other weights.
-            UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+            UnknownRelease, BadFile, Unreachable: when something cannot be opened.
         """
         for name in (*names.sampled, *names.held):
             open_dataset(name)
@@ -179,7 +182,7 @@ class Inputs:
         return Inputs(names, model, dictionaries, atlas, layers)
 
     def matchings(self, bars: Bars | None = None) -> Matchings:
-        """The tables of every matching method, each made or opened when first asked for."""
+        """The tables of every matching method, each made or opened on first use."""
         names, given = self.names, None
         if names.pearson:
             given = open_atlas(names.pearson)
@@ -198,11 +201,11 @@ class Inputs:
         )
 
     def samples(self, texts: int, tokens: int, max_length: int, note: Note | None = None) -> list[Sample]:
-        """Up to `texts` texts of each dataset with `tokens` random tokens each.
+        """Draw up to `texts` texts of each dataset with `tokens` random tokens each.
 
-        Tokens are drawn from those that are massive (`sources.massive`) at none of the layers' sites and what they have
-        matches with: what fires on a massive position fires for its size. `note` hears how many these were, and of
-        datasets that are short.
+        Positions that are massive (`sources.massive`) at any of the layers' sites or their matched sites are excluded:
+        what fires there fires because of the norm. `note` receives their number, and a remark for each dataset with
+        too few texts.
 
         Raises:
             InvalidArgument, MissingExtra, BadFile, Unreachable: as `sampling.draw` does.
@@ -239,7 +242,7 @@ class Inputs:
         return found
 
     def request(self, experiment: str, methods: Sequence[Predecessors], arguments: Mapping[str, Any]) -> RunRequest:
-        """The record of what is asked, by which a results folder is known again."""
+        """The record of this request, by which a results folder is recognised when it is resumed."""
         names = self.names
         atlases = {method.method: method.made_by for method in methods}
         made_here = any("pearson" in name for name in atlases) and not names.pearson
@@ -264,8 +267,9 @@ def origins(
     note: Note | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """The experiment of section 5.1 into a results folder; a run that was begun resumes. `engine` is where
-    texts are done; this process when None.
+    """Run the origins experiment (section 5.1) into a results folder; an unfinished run is resumed.
+
+    `engine` processes the texts; None for this process.
 
     Raises:
         InvalidArgument: for an unknown method, no text, or a folder of another request.
@@ -298,8 +302,9 @@ def deactivation(
     note: Note | None = None,
     engine: Engine | None = None,
 ) -> Results:
-    """The experiment of section 5.2 into a results folder; a run that was begun resumes. `engine` is where
-    texts are done; this process when None.
+    """Run the deactivation experiment (section 5.2) into a results folder; an unfinished run is resumed.
+
+    `engine` processes the texts; None for this process.
 
     Raises:
         InvalidArgument: for an unknown strategy, no text, or a folder of another request.

@@ -1,12 +1,11 @@
 """Matching methods of the experiments: which features each names as the predecessors of every residual feature.
 
-A method is a table for each pair (R_L, P), P among R_{L-1}, M_L and A_L: the rows of P it names for every feature of
-R_L, and its score. Origins ask which of them are active (section 5.1), deactivation removes those that are (section
-5.2). What differs between methods is in these tables and nowhere else.
+A method is one table for each pair (R_L, P), with P one of R_{L-1}, M_L and A_L: for every feature of R_L, the features
+of P that it names, and the score s(P). The origins experiment checks which of them are active (section 5.1), the
+deactivation experiment removes the active ones (section 5.2). Methods differ only in these tables.
 
 Cosine tables come from an atlas. Permutation tables (Balagansky et al. 2024) are made from the weights, Pearson
-tables (appendix C.4) from activations on texts that no experiment samples; both are kept in a folder and made
-once.
+tables (appendix C.4) from activations on held-out texts; both are made once and kept in a folder.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
 PEARSON_TOKENS: Final = 100_000
-"""Tokens that Pearson correlations are measured on at most, as in appendix C.4."""
+"""The most tokens that Pearson correlations are measured on, as in appendix C.4."""
 
 PEARSON_TEXTS: Final = 1000
-"""Held-out texts of each dataset at most."""
+"""The most held-out texts of each dataset that Pearson tables are made on."""
 
 Pair = tuple[Site, Site]
 Tables = Mapping[Pair, MatchTable]
@@ -46,11 +45,11 @@ Tables = Mapping[Pair, MatchTable]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NamedPredecessors:
-    """What a method names at one predecessor site for every feature of a residual site.
+    """The features of one predecessor site that a method names for every feature of a residual site.
 
     Attributes:
         index: rows of the predecessor's dictionary, best first; -1 where the method names none.
-        score: s(P): the score of the best match; NaN where there is none.
+        score: s(P), the score of the best match; NaN without one.
     """
 
     index: Int[np.ndarray, "n_source k"]
@@ -59,7 +58,10 @@ class NamedPredecessors:
     def active(
         self, features: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"], on: Bool[np.ndarray, "batch n_target"]
     ) -> Bool[np.ndarray, " n"]:
-        """Whether any named predecessor of `features[i]` is on at token `rows[i]` of `on` (appendix A.2)."""
+        """For each i, whether a named predecessor of `features[i]` is active in row `rows[i]` of `on` (appendix A.2).
+
+        `on` has one row per token: which features of the predecessor site are active there.
+        """
         named = self.index[features]
         return np.any((named >= 0) & on[rows[:, None], named], axis=1)
 
@@ -70,8 +72,8 @@ class Predecessors:
 
     Attributes:
         method: its name in every table, such as "cosine top-5".
-        named: for each pair of sites it covers.
-        made_by: what its tables are, with a checksum of what they name.
+        named: the predecessors it names, for each pair of sites it covers.
+        made_by: the kind of its tables, with a checksum of their contents.
     """
 
     method: str
@@ -80,12 +82,12 @@ class Predecessors:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers of the residual sites it covers."""
+        """The layers of the residual sites that it covers."""
         return tuple(sorted({source.layer for source, _ in self.named}))
 
 
 def top_k(method: str, tables: Tables, k: int = 1) -> Predecessors:
-    """The k best matches of each feature; a match that scores 0 or less is none (section 3.2).
+    """The method that names the k best matches of each feature; scores of 0 or less do not count (section 3.2).
 
     Raises:
         UnknownSite: when no table leads from a residual site to a predecessor.
@@ -104,7 +106,7 @@ def top_k(method: str, tables: Tables, k: int = 1) -> Predecessors:
 
 
 def random_of_top_k(method: str, tables: Tables, k: int = 5, seed: int = 0) -> Predecessors:
-    """One of the k best matches of each feature, drawn once a feature: the random strategy of appendix A.2.
+    """The method that names one of the k best matches, drawn once per feature: the random strategy of appendix A.2.
 
     Raises:
         UnknownSite: when no table leads from a residual site to a predecessor.
@@ -119,10 +121,10 @@ def random_of_top_k(method: str, tables: Tables, k: int = 5, seed: int = 0) -> P
 
 
 def to_bytes(methods: Iterable[Predecessors]) -> bytes:
-    """Best match and score of every feature under every method, as a safetensors file.
+    """The best match and its score for every feature under every method, as a safetensors file.
 
-    Keys are "cosine 4/res-3/res index" and "... score": a results folder keeps them, so that its tables need
-    no atlas.
+    Keys are "cosine 4/res-3/res index" and "... score". A results folder keeps the file, so that its tables can be
+    made without an atlas.
     """
     arrays: dict[str, np.ndarray] = {}
     for method in methods:
@@ -156,19 +158,19 @@ def _choose(
 
 @dataclass(frozen=True)
 class Matchings:
-    """Where the tables of every method come from, each made or opened when first asked for.
+    """The tables of every method, each made or opened on first use.
 
     Attributes:
-        model: the language model, which Pearson runs and which projects attention features that live in z.
+        model: the language model; Pearson runs it, and it projects attention features that live in z.
         dictionaries: the dictionaries.
         atlas: cosine tables.
         layers: residual layers whose predecessors are matched.
         folder: where permutation and Pearson tables are kept.
         fitted: datasets whose held-out texts Pearson tables are made on.
-        given: Pearson tables that are there already; made when None.
-        release: name of the dictionaries, for the tables that are made.
-        seed: of the choice among five matches, and of the order of held-out texts.
-        progress: makes a callback for each kind of table that is made, named for people.
+        given: existing Pearson tables; if None, they are made.
+        release: name of the dictionaries, recorded in the tables that are made.
+        seed: seed of the choice among five matches, and of the order of held-out texts.
+        progress: makes a callback for each kind of table that is made, given the name that users see.
     """
 
     model: LanguageModel
@@ -184,13 +186,13 @@ class Matchings:
 
     @property
     def pairs(self) -> list[Pair]:
-        """Residual sites of the layers with the predecessors that the atlas has too."""
+        """The residual sites of the layers, paired with those of their predecessors that the atlas covers."""
         sites = [Site(layer, Part.RES) for layer in self.layers]
         return [(site, p) for site in sites for p in site.predecessors if (site, p) in self.atlas]
 
     @cached_property
     def permutation(self) -> Tables:
-        """One-to-one tables from the decoder rows; a pair that is kept from before is not matched again."""
+        """One-to-one tables from the decoder rows; pairs kept from an earlier run are not matched again."""
         sites = {site: self.dictionaries[site] for site in sorted({site for pair in self.pairs for site in pair})}
         return build_atlas(
             sites,
@@ -203,7 +205,7 @@ class Matchings:
 
     @cached_property
     def pearson(self) -> Tables:
-        """Tables of correlations: those given, else made on held-out texts and kept.
+        """Tables of Pearson correlations: those given, or else made on held-out texts and kept.
 
         Raises:
             InvalidArgument: when there is no dataset to make them on.
@@ -225,7 +227,7 @@ class Matchings:
         )
 
     def _key(self, *texts: str) -> str:
-        """A name for tables of these pairs, made from these weights on these texts."""
+        """A key for the tables of these pairs, from these weights and these texts."""
         made_from = weights_of(self.dictionaries, {site for pair in self.pairs for site in pair})
         content = [sorted(made_from.values()), [[str(site) for site in pair] for pair in self.pairs], texts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -252,20 +254,20 @@ STRATEGIES: Final = (*_STRATEGIES, *SEARCHES)
 
 
 def origin_methods(names: Sequence[str], matchings: Matchings) -> list[Predecessors]:
-    """The methods of the origins experiment by name, of `METHODS`.
+    """The methods of the origins experiment with these names from `METHODS`.
 
     Raises:
-        InvalidArgument: for an unknown name, one given twice, or none.
+        InvalidArgument: for an unknown name, a name given twice, or no name.
     """
     check_names("method", names, METHODS)
     return [_METHODS[name](matchings) for name in names]
 
 
 def deactivation_strategies(names: Sequence[str], matchings: Matchings) -> tuple[list[Predecessors], tuple[str, ...]]:
-    """The strategies of the deactivation experiment by name, of `STRATEGIES`, and the searches among them.
+    """The matching strategies with these names from `STRATEGIES`, and the names of the searches among them.
 
     Raises:
-        InvalidArgument: for an unknown name, one given twice, or no matching strategy.
+        InvalidArgument: for an unknown name, a name given twice, or no matching strategy.
     """
     check_names("strategy", names, STRATEGIES)
     matching = [_STRATEGIES[name](matchings) for name in names if name not in SEARCHES]
@@ -277,10 +279,10 @@ def deactivation_strategies(names: Sequence[str], matchings: Matchings) -> tuple
 
 
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse unknown names, one given twice, or none.
+    """Check that names are known, given once each, and at least one.
 
     Raises:
-        InvalidArgument: for these.
+        InvalidArgument: when they are not.
     """
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):

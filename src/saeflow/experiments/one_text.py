@@ -1,9 +1,9 @@
-"""The questions of sections 5.1 and 5.2 about one text: where features come from, and what is left without it.
+"""Sections 5.1 and 5.2 on one text: where its features come from, and what remains without their predecessors.
 
     sf.origins("demo", "demo", "Tom said hello to the girl")
     sf.deactivate("demo", "demo", '"Hello," said Tom. "Hello," she replied.', "4/res/72")
 
-The experiments ask the same of many texts, and write results folders.
+The experiments do the same for many texts, and write results folders.
 """
 
 from __future__ import annotations
@@ -49,34 +49,36 @@ def deactivate(
     seed: int = 0,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """A feature before and after its matched predecessors are removed, at every token of a text where it fires.
+    """Measure a feature before and after its matched predecessors are removed, at every token of a text where it fires.
 
-    Removed are the active ones of the best matches at each part, then all of them together (section 5.2). Beside each
-    removal stands its control: as many other active features of the same sites, alike in norm.
+    At each part, those of the best matches that are active are removed, then all of them together (section 5.2). Each
+    removal has a control: the removal of as many other active features of the same sites, of similar norm.
 
     Args:
         model: the language model or its name; "" for the one that the dictionaries name.
-        dictionaries: of its sites, or the name of a release.
+        dictionaries: the dictionaries at its sites, or the name of a release.
         text: the text.
         feature: a residual feature, such as "4/res/72".
-        atlas: match tables or the name of an atlas; by default that of the release, and where there is none, tables
-            of the sites around the feature.
-        k: how many matches of each part are removed.
-        token: the only token to look at, from 0 with the begin-of-text token; negative ones count from the end.
-        max_length: the text is cut to so many tokens.
-        seed: of the controls.
-        device: where to compute what is loaded here.
+        atlas: match tables or the name of an atlas; by default that of the release, or, without one, tables computed
+            for the sites around the feature.
+        k: how many matches at each part are removed.
+        token: the only token to look at, from 0 including the begin-of-text token; negative numbers count from the
+            end. None for all tokens but special ones.
+        max_length: truncate the text to this many tokens.
+        seed: seed of the controls.
+        device: where models and dictionaries that this call loads compute.
 
     Returns:
-        A row for each token and removal: position and token; the parts removed ("nowhere" where no predecessor is
-        active) and the features; the activation `before` and `after`, with `change` = 1 - after / before (1: silent);
-        the features of the control, the activation after it, and its change, empty where the sites hold too few
-        others.
+        One row per token and removal: position and token; the parts removed ("nowhere" if no predecessor is active)
+        and the features; the activation `before` and `after`, with `change` = 1 - after / before (1: silent); the
+        features of the control, the activation after it, and its change, empty if too few other features are active
+        at the sites.
 
     Raises:
         InvalidArgument: for a feature that is not residual, a text it does not fire on, a token outside the text, or
             an atlas of other weights.
-        UnknownFeature, UnknownSite, UnknownRelease, BadFile, Unreachable: where something is not there.
+        UnknownFeature, UnknownSite, UnknownRelease, BadFile, Unreachable: when something does not exist or cannot be
+            opened.
     """
     target = FeatureId.of(feature)
     if target.part is not Part.RES:
@@ -136,26 +138,27 @@ def origins(
     max_length: int = 128,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Which matched predecessors are active with each active residual feature of a text (section 5.1).
+    """Find which matched predecessors are active together with each active residual feature of a text (section 5.1).
 
     Args:
         model: the language model or its name; "" for the one that the dictionaries name.
-        dictionaries: of its sites, or the name of a release.
+        dictionaries: the dictionaries at its sites, or the name of a release.
         text: the text.
-        atlas: match tables or the name of an atlas; by default that of the release, and where there is none, tables
-            of the sites around the layers.
-        k: how many matches of each part count.
-        layers: residual layers; all with a layer below by default.
-        token: the only token to look at, from 0 with the begin-of-text token; negative ones count from the end.
-        max_length: the text is cut to so many tokens.
-        device: where to compute what is loaded here.
+        atlas: match tables or the name of an atlas; by default that of the release, or, without one, tables computed
+            for the sites around the layers.
+        k: how many matches at each part count.
+        layers: residual layers; by default all but the lowest with matches.
+        token: the only token to look at, from 0 including the begin-of-text token; negative numbers count from the
+            end. None for all tokens but special ones.
+        max_length: truncate the text to this many tokens.
+        device: where models and dictionaries that this call loads compute.
 
     Returns:
-        A row for each token and active feature: position and token, feature and activation, and the parts where a
+        One row per token and active feature: position and token, feature and activation, and the parts where a
         predecessor is active too: "RES & MLP", or "nowhere".
 
     Raises:
-        As `deactivate` does, but for the feature.
+        As `deactivate` does, except for the feature.
     """
     model, found, tables = _opened(model, dictionaries, atlas, layers, k, device)
     positions, spelled = _tokens(model, text, token, max_length)
@@ -186,7 +189,7 @@ def _opened(
     k: int,
     device: str,
 ) -> tuple[LanguageModel, Mapping[Site, Dictionary], Tables]:
-    """What is named is opened; without an atlas the sites around the layers are matched here."""
+    """Open model, dictionaries and tables; without an atlas, match the sites around the layers here."""
     name, model, found = opened_together(dictionaries, model, device=device)
     if missing := [layer for layer in layers if Site(layer, Part.RES) not in found]:
         raise UnknownSite(f"there is no residual dictionary at layer {missing[0]}. There is {layers_by_part(found)}.")
@@ -200,7 +203,7 @@ def _opened(
 
 
 def _tokens(model: LanguageModel, text: str, token: int | None, max_length: int) -> tuple[tuple[int, ...], list[str]]:
-    """The positions that are looked at, special tokens left out where all are, and every token as it is written."""
+    """The positions to look at (all but special tokens, or the one asked for), and every token as text."""
     ids = model.tokenize([text], max_length=max_length).input_ids[0].tolist()
     spelled = list(model.spelling.tokens(ids))
     if token is None:

@@ -1,8 +1,8 @@
-"""Origins: which matched predecessors are active with each active feature (section 5.1, appendix A.1).
+"""Origins: which matched predecessors are active together with each active feature (section 5.1, appendix A.1).
 
-For every sampled token and every residual layer L: the features active at R_L, and for each the group of parts
-where a matched predecessor (R_{L-1}, M_L, A_L) is active at the same token. All matching methods look at the
-same tokens. One forward pass a text; each dictionary encodes the sampled tokens of the text at once.
+For every sampled token and every residual layer L, this records the features active at R_L and, for each, the group of
+parts where a matched predecessor (at R_{L-1}, M_L, A_L) is active at the same token. All matching methods look at the
+same tokens. One forward pass per text; each dictionary encodes the sampled tokens of the text in one batch.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class OriginTrial:
 
     Attributes:
         dataset: name of the dataset.
-        text: number of the text in it, from 0.
-        position: column of the token in the text's tokens; 0 is the begin-of-text token where there is one.
+        text: number of the text among the samples of the dataset, from 0.
+        position: position of the token in the text; 0 is the begin-of-text token, if there is one.
         layer: L of the residual site.
-        features: rows of the dictionary at `L/res` that are active, ascending.
-        activations: their values, above 0.
-        groups: for each matching method a digit a feature: the value of its `Origin`, 0 to 7.
+        features: indices of the active features at `L/res`, ascending.
+        activations: their activations, above 0.
+        groups: for each matching method, one digit per feature: the value of its `Origin`, 0 to 7.
     """
 
     dataset: str
@@ -68,22 +68,22 @@ def observe_origins(
     layers: Sequence[int],
     max_length: int = 128,
 ) -> list[OriginTrial]:
-    """Groups of all active residual features at the sampled tokens of one text.
+    """Find the groups of all active residual features at the sampled tokens of one text.
 
     Args:
-        model: the model the dictionaries were trained on.
-        dictionaries: at the residual sites of `layers` and at what the methods name. A transcoder counts as active
-            by what it reads, and stands for the site it writes.
-        methods: matching methods, each with a name of its own.
+        model: the model that the dictionaries were trained on.
+        dictionaries: at least those at the residual sites of `layers` and at the sites that the methods name. A
+            transcoder's features are active by what it reads, and stand for the site that it writes.
+        methods: matching methods with distinct names.
         sample: the text and its tokens.
-        layers: residual layers, each L by itself.
-        max_length: the text is cut to so many tokens, as it was when it was sampled.
+        layers: residual layers L.
+        max_length: truncate the text to this many tokens, as when it was sampled.
 
     Returns:
-        One trial for each token and layer, in this order; features ascend.
+        One trial per token and layer, in this order; features ascend.
 
     Raises:
-        UnknownSite: for a layer no method covers, or a site without a dictionary.
+        UnknownSite: for a layer that no method covers, or a site without a dictionary.
         InvalidArgument: for a token outside the text.
     """
     sites = [Site(layer, Part.RES) for layer in layers]
@@ -142,9 +142,8 @@ def run_origins(
 ) -> Results:
     """Observe all samples into a results folder; a killed run resumes where it stopped.
 
-    `request.arguments` must hold `layers` and `max_length`. `samples` is called for a new folder only: a run that
-    resumes reads its samples back, and needs no dataset. `engine` is where texts
-    are observed; this process when None.
+    `request.arguments` must hold `layers` and `max_length`. `samples` is called for a new folder only: a resumed run
+    reads its samples from the folder, and needs no dataset. `engine` processes the texts; None for this process.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments, or there is no sample.
@@ -175,7 +174,7 @@ def _groups(
     rows: Int[np.ndarray, " n"],
     on: Mapping[Site, Bool[np.ndarray, "batch n_features"]],
 ) -> Int[np.ndarray, " n"]:
-    """The value of each feature's `Origin` under one method."""
+    """The `Origin` value of each feature under one method."""
     groups = np.zeros(len(features), dtype=np.int64)
     for predecessor in site.predecessors:
         named = method.named.get((site, predecessor))

@@ -2,8 +2,8 @@
 
     rows -> observations: one line per active feature at a token -> queries
 
-Every share is counted over (token, active feature) pairs; its interval is of texts. Scores are those of the
-feature's best match under the method, so that a score counts as often as its feature is active.
+Every share is a fraction of (token, active feature) pairs; its interval treats texts as the independent units. Scores
+are those of a feature's best match under the method, so a score counts as often as its feature is active.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.reading import safetensors
 
 OBSERVED: Final = ["dataset", "text", "layer", "feature"]
-"""Columns of observations before those of the methods."""
+"""The columns of observations that precede those of the methods."""
 
 SCORE_NAMES = {Part.RES: "s(R)", Part.MLP: "s(M)", Part.ATT: "s(A)"}
 BINS = 40
@@ -42,11 +42,11 @@ _SHARES = ["share", "low", "high", "n"]
 def observations(rows: Iterable[Row]) -> pd.DataFrame:
     """Every active feature at every sampled token, one line each, from the rows of a results folder.
 
-    Columns: dataset (a category), text, layer (L of the residual site), feature (its row in the dictionary there),
-    and for each method, under its name, the group of the feature: a category, in the order of every table.
+    Columns: dataset (categorical), text, layer (L of the residual site), feature (its index in the dictionary there),
+    and one column per method with the feature's group (categorical, in the order of every table).
 
     Raises:
-        InvalidArgument: when there is no row, or none with an active feature.
+        InvalidArgument: when there are no rows, or no active feature in them.
     """
     kept = list(rows)
     sizes = np.array([len(row["features"]) for row in kept], dtype=np.int64)
@@ -70,13 +70,13 @@ def methods_of(seen: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BestMatches:
-    """The best match and score of every feature under every method, as the run kept them: `matches.safetensors`."""
+    """The best match and score of every feature under every method, as the run saved them in `matches.safetensors`."""
 
     arrays: Mapping[str, np.ndarray]
 
     @staticmethod
     def of(results: Results) -> BestMatches:
-        """Those of a results folder.
+        """Read the matches of a results folder.
 
         Raises:
             BadFile: when the file is missing or damaged.
@@ -88,16 +88,16 @@ class BestMatches:
             raise BadFile(f"{path} cannot be read ({error}). Run the experiment's command again.") from None
 
     def at(self, method: str, layer: int, part: Part, what: str) -> np.ndarray | None:
-        """For each feature of a layer its best match (`what` = "index", -1 for none) or s(P) ("score", NaN for none).
+        """For each feature of a layer, its best match (`what` = "index", -1 for none) or s(P) ("score", NaN for none).
 
-        None where the method has no table.
+        None if the method has no table.
         """
         site = Site(layer, Part.RES)
         predecessor = next((one for one in site.predecessors if one.part is part), None)
         return self.arrays.get(f"{method} {site}-{predecessor} {what}")
 
     def of_each(self, seen: pd.DataFrame, method: str, part: Part, what: str = "score") -> Float[np.ndarray, " n"]:
-        """The same for each line of observations; NaN where there is none."""
+        """The same for each line of observations; NaN for none."""
         found = np.full(len(seen), np.nan)
         feature, layer = seen["feature"].to_numpy(), seen["layer"].to_numpy()
         for each in seen["layer"].unique().tolist():
@@ -141,7 +141,7 @@ def summarize_origins(results: Results) -> dict[str, SummaryTable]:
 
 
 def _every(seen: pd.DataFrame, column: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """The lines of each value of a column, after those of all where there are several datasets, or of all layers."""
+    """The lines for each value of a column, preceded by all lines: for datasets, only if there are several."""
     values = seen[column].unique().tolist()
     if len(values) > 1 or column == "layer":
         yield ALL, seen
@@ -150,7 +150,7 @@ def _every(seen: pd.DataFrame, column: str) -> Iterator[tuple[Any, pd.DataFrame]
 
 
 def shares_by_layer(seen: pd.DataFrame) -> SummaryTable:
-    """How the groups share the active features of each layer."""
+    """The share of each group among the active features, by layer."""
     found: list[pd.DataFrame] = []
     layers = pd.DataFrame({"layer": np.unique(seen["layer"])})
     for method, (dataset, some) in itertools.product(methods_of(seen), list(_every(seen, "dataset"))):
@@ -168,7 +168,7 @@ def shares_by_layer(seen: pd.DataFrame) -> SummaryTable:
 
 
 def shares_by_dataset(seen: pd.DataFrame) -> SummaryTable:
-    """How the groups share the active features of each dataset."""
+    """The share of each group among the active features, by dataset."""
     found = [
         shares(some, [], method).rename(columns={method: "group"}).assign(method=method, dataset=dataset)
         for method in methods_of(seen)
@@ -185,7 +185,7 @@ def shares_by_dataset(seen: pd.DataFrame) -> SummaryTable:
 
 
 def methods(by_dataset: SummaryTable, fitted: list[str]) -> SummaryTable:
-    """The same tokens under each matching method."""
+    """The shares by dataset, to compare matching methods on the same tokens."""
     found = by_dataset.frame()
     inside = [None if not fitted or dataset == ALL else dataset in fitted for dataset in found["dataset"]]
     found.insert(2, "in_distribution", pd.Series(inside, dtype=object))
@@ -201,7 +201,7 @@ def methods(by_dataset: SummaryTable, fitted: list[str]) -> SummaryTable:
 
 
 def scores(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
-    """How the three scores are distributed in each group."""
+    """The distribution of the three scores in each group."""
     rows: list[tuple[Any, ...]] = []
     edges = np.linspace(-1, 1, BINS + 1)
     for method in methods_of(seen):
@@ -227,7 +227,7 @@ def scores(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
 def score_tests(seen: pd.DataFrame, matches: BestMatches) -> pd.DataFrame:
     """Mann-Whitney U tests: method, dataset, layer, score, group_a, group_b, p.
 
-    One line for each dataset, layer, pair of groups and score; p is NaN where a group has fewer than 8 rows.
+    One line per method, dataset, layer, pair of groups and score; p is NaN if a group has fewer than 8 rows.
     """
     found: list[tuple[Any, ...]] = []
     pairs = list(itertools.combinations(GROUPS, 2))
@@ -250,7 +250,7 @@ def score_tests(seen: pd.DataFrame, matches: BestMatches) -> pd.DataFrame:
 
 
 def _passed(tested: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """How many tests there are of each group of `by`, in order of appearance, and how many passed."""
+    """For each group of `by`, in order of appearance: how many tests were made, passed and skipped."""
     made = tested.assign(tests=tested["p"].notna(), passed=tested["p"] < ALPHA, skipped=tested["p"].isna())
     found = made.groupby(by, sort=False, observed=False)[["tests", "passed", "skipped"]].sum().reset_index()
     found["share"] = found["passed"] / found["tests"].where(found["tests"] > 0)
@@ -258,7 +258,7 @@ def _passed(tested: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def separability(tested: pd.DataFrame) -> SummaryTable:
-    """In which share of tests two groups differ in a score."""
+    """The share of tests in which two groups differ in a score."""
     return SummaryTable.from_frame(
         "separability",
         "How often two groups differ in a score",
@@ -271,7 +271,7 @@ def separability(tested: pd.DataFrame) -> SummaryTable:
 
 
 def activity_differences(tested: pd.DataFrame) -> SummaryTable:
-    """Whether groups differ in a score when they differ in the activity of a module."""
+    """How often two groups differ in a score, by whether they differ in the activity of a module."""
     kinds = np.array(["IB", "AO", "AB"])
     found: list[pd.DataFrame] = []
     for part in PARTS:
@@ -296,7 +296,7 @@ def activity_differences(tested: pd.DataFrame) -> SummaryTable:
 
 
 def counts_by_feature(seen: pd.DataFrame, method: str) -> pd.DataFrame:
-    """How often each feature, a line by (layer, feature), was seen in each of the eight groups."""
+    """How often each feature was seen in each of the eight groups, one line per (layer, feature)."""
     features = seen.groupby(["layer", "feature"])
     keys = features.size().index
     cells = features.ngroup().to_numpy() * 8 + seen[method].cat.codes.to_numpy()
@@ -304,7 +304,7 @@ def counts_by_feature(seen: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def transition(seen: pd.DataFrame) -> SummaryTable:
-    """Where a feature seen in one group is seen in another context."""
+    """The probability that a feature seen in one group is seen in another group in another context."""
     rows: list[tuple[Any, ...]] = []
     for method in methods_of(seen):
         counts = counts_by_feature(seen, method).to_numpy()
@@ -333,7 +333,7 @@ def most_probable_features(seen: pd.DataFrame) -> SummaryTable:
     for method in methods_of(seen):
         counts = counts_by_feature(seen, method)
         counts = counts[counts.sum(axis=1) >= FEWEST_SEEN]
-        best = counts.idxmax(axis=1)  # the first of the order among equals
+        best = counts.idxmax(axis=1)  # ties go to the first group
         total = counts.sum(axis=1)
         names = [str(FeatureId(Site(layer, Part.RES), index)) for layer, index in counts.index]
         columns = {"feature": names, "group": best, "probability": counts.max(axis=1) / total, "seen": total}
@@ -349,7 +349,7 @@ def most_probable_features(seen: pd.DataFrame) -> SummaryTable:
 
 
 def most_probable(features: SummaryTable) -> SummaryTable:
-    """How many features of a layer have each most probable group."""
+    """How many features of each layer have which most probable group."""
     frame = features.frame()
     layer = frame["feature"].map(lambda name: FeatureId.parse(str(name)).layer).astype(np.int64)
     method = pd.Categorical(frame["method"], frame["method"].unique())
@@ -370,7 +370,7 @@ def most_probable(features: SummaryTable) -> SummaryTable:
 def agreement(seen: pd.DataFrame, matches: BestMatches) -> SummaryTable:
     """How often two methods name the same best match for an active feature."""
     layers = np.unique(seen["layer"]).tolist()
-    different: dict[tuple[bytes | None, ...], str] = {}  # of methods whose best matches are all the same, the first
+    different: dict[tuple[bytes | None, ...], str] = {}  # methods with identical best matches: only the first is kept
     for method in methods_of(seen):
         tables = [matches.at(method, layer, part, "index") for layer in layers for part in PARTS]
         different.setdefault(tuple(None if table is None else table.tobytes() for table in tables), method)

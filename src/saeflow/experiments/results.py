@@ -1,12 +1,12 @@
-"""Results folders: what a long experiment writes, kept through a kill. No torch.
+"""Results folders: what a long experiment writes, so that a killed run can be resumed. No torch.
 
-    OUT/manifest.json         what was asked and with which versions
+    OUT/manifest.json         the request, and the versions it ran with
     OUT/samples.jsonl.gz      the units of work, one per line: a text with its sampled tokens
-    OUT/rows/00000.jsonl.gz   the rows of a unit, written whole or not at all; one that is there is not redone
-    OUT/summary.json          the tables; OUT/tables/NAME.csv the same
+    OUT/rows/00000.jsonl.gz   the rows of a unit, written atomically; an existing file is not recomputed
+    OUT/summary.json          the tables; also as OUT/tables/NAME.csv
     OUT/index.html, figures/  drawn by saeflow.report
 
-A unit's rows depend on the unit and the request alone, so a run that was killed and resumed ends with
+A unit's rows depend only on the unit and the request, so a run that was killed and resumed ends with
 the same bytes as one that was not. A folder is resumed only for the same request.
 """
 
@@ -43,22 +43,22 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl.gz"
 SUMMARY = "summary.json"
 _TOLD: Final = 4
-"""Differences of two requests that a message names."""
+"""How many differences between two requests an error message lists."""
 Cell = str | int | float | bool | None
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryTable:
-    """One table of a summary: the numbers behind a figure or a table of the paper, or beyond it.
+    """One table of a summary: the numbers behind a figure or table of the paper, or an addition to it.
 
     Attributes:
-        name: as in `summary.json` and `tables/NAME.csv`.
-        title: what it shows, in a sentence without a full stop.
-        paper: which figures or tables of arXiv 2502.03032 it answers; "" for what goes beyond it.
+        name: the name in `summary.json` and `tables/NAME.csv`.
+        title: what it shows, as a caption without a full stop.
+        paper: which figures or tables of arXiv 2502.03032 it corresponds to; "" or "beyond the paper" for additions.
         note: how to read it: what is counted, and when it misleads.
-        columns: names of the columns.
-        rows: cells in the order of `columns`.
+        columns: the column names.
+        rows: the cells of each row, in the order of `columns`.
     """
 
     name: str
@@ -70,35 +70,35 @@ class SummaryTable:
 
     @staticmethod
     def of(name: str, title: str, paper: str, note: str, columns: str, rows: Iterable[Sequence[Any]]) -> SummaryTable:
-        """A table from cells of any numeric type; `columns` is a line of names with commas between.
+        """Build a table from cells of any numeric type; `columns` is a comma-separated line of names.
 
-        Columns and cells that the note names stand in backticks; a sentence that names one the table lacks is left out.
+        The note writes columns and text cells in backticks; a sentence with one that the table lacks is left out.
 
         Raises:
-            InvalidArgument: for a row of another length.
+            InvalidArgument: for a row of the wrong length.
         """
         names = tuple(column.strip() for column in columns.split(","))
         plain = tuple(tuple(_cell(cell) for cell in row) for row in rows)
         for row in plain:
             if len(row) != len(names):
                 raise InvalidArgument(f"a row of table {name} has {len(row)} cells for {len(names)} columns: {row}.")
-        # a note names only what the table has: of a run without a search no sentence speaks of one
+        # for example, the note of a run without searches says nothing about searches
         there = {*names, *(cell for row in plain for cell in row if isinstance(cell, str))}
         sentences = [one for one in re.split(r"(?<=\.) ", note) if there.issuperset(re.findall(r"`([^`]+)`", one))]
         return SummaryTable(name, title, paper, " ".join(sentences), names, plain)
 
     @staticmethod
     def from_frame(name: str, title: str, paper: str, note: str, frame: pd.DataFrame) -> SummaryTable:
-        """A table of the columns of a DataFrame; its index is left out."""
+        """Build a table from the columns of a DataFrame; its index is left out."""
         rows = frame.astype(object).itertuples(index=False, name=None)
         return SummaryTable.of(name, title, paper, note, ",".join(frame.columns), rows)
 
     def dicts(self) -> list[Row]:
-        """The rows, each as column -> cell."""
+        """The rows as dictionaries, column -> cell."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def frame(self) -> pd.DataFrame:
-        """The table as a DataFrame; `attrs` has title, paper and note."""
+        """The table as a DataFrame, with title, paper and note in `attrs`."""
         import pandas as pd
 
         found = pd.DataFrame(list(self.rows), columns=list(self.columns))
@@ -106,7 +106,7 @@ class SummaryTable:
         return found
 
     def to_csv(self) -> str:
-        """Comma-separated text with a header; None is an empty cell."""
+        """The table as CSV text with a header; None is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -124,15 +124,15 @@ _TITLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What was asked of an experiment: with the inputs it names, it determines every row.
+    """A request to an experiment; together with the inputs it names, it determines every row.
 
     Attributes:
         experiment: "origins", "deactivation" or another.
         release: name of the dictionaries.
         model: name of the language model.
-        seed: of everything that is drawn.
-        datasets: names, in order.
-        atlases: for each matching method, what its tables are and a checksum of them.
+        seed: seed of everything that is drawn.
+        datasets: names of the datasets, in order.
+        atlases: for each matching method, the kind of its tables and a checksum of them.
         arguments: all other arguments, as JSON values.
     """
 
@@ -146,11 +146,11 @@ class RunRequest:
 
     @property
     def title(self) -> str:
-        """What was run, for people: "Removing predecessors: demo"."""
+        """The run's title for display: "Removing predecessors: demo"."""
         return f"{_TITLES.get(self.experiment, f'Results of {self.experiment}')}: {self.release}"
 
     def differences(self, other: RunRequest) -> list[str]:
-        """What `other` asks otherwise, each as "name: here, there in `other`"; empty when nothing."""
+        """How `other` differs, one "NAME is X there and Y here" each; "here" is `other`. Empty if nothing differs."""
         mine, theirs = self._flat(), other._flat()
         return [
             f"{name} is {json.dumps(mine.get(name))} there and {json.dumps(theirs.get(name))} here"
@@ -162,21 +162,21 @@ class RunRequest:
         values = asdict(self)
         flat = {name: value for name, value in values.items() if name not in ("atlases", "arguments")}
         flat |= {f"atlas {name}": value for name, value in self.atlases.items()}
-        # through JSON, so that what was read and what is asked compare alike
+        # through JSON, so that a request read from a manifest compares equal to a new one
         return json.loads(json.dumps(flat | dict(self.arguments)))
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A request with how it was run: the manifest of a results folder.
+    """A request and how it was run: the manifest of a results folder.
 
     Attributes:
-        request: what was asked.
-        versions: of saeflow, Python and the libraries that computed it.
-        started: UTC, ISO 8601.
-        finished: the same; None while it runs, or after a kill.
+        request: the request.
+        versions: versions of saeflow, Python and the libraries that computed it.
+        started: start time in UTC, ISO 8601.
+        finished: end time in the same form; None while the run is going on, or after a kill.
         done: units of work done when `finished` was written, else 0.
-        total: units of work in all; a unit is one text of one dataset.
+        total: number of units of work; a unit is usually one text of one dataset.
     """
 
     request: RunRequest
@@ -187,7 +187,7 @@ class RunRecord:
     total: int
 
     def to_json(self) -> str:
-        """The manifest: the request's fields beside those of the run."""
+        """The manifest as JSON: the fields of the request and of the run in one object."""
         values = asdict(self)
         return json.dumps(values.pop("request") | values, indent=1, ensure_ascii=False) + "\n"
 
@@ -196,9 +196,9 @@ class RunRecord:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: for text that is no JSON.
-            KeyError: for a manifest without one of the fields.
-            TypeError: for counts that are no whole numbers.
+            ValueError: for text that is not JSON.
+            KeyError: for a manifest that lacks a field.
+            TypeError: for counts that are not integers.
         """
         data = parse_json(text)
         if not all(type(data[name]) is int for name in ("done", "total")):
@@ -211,42 +211,42 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a unit of work gives: its rows, and files of the results folder by their names in it."""
+    """The output of a unit of work: its rows, and files to write, by their path in the results folder."""
 
     rows: Iterable[Row]
     files: Mapping[str, bytes]
 
 
 Work = Callable[[Row], Iterable[Row] | Made]
-"""The rows of a unit, which depend on the unit and the request alone."""
+"""Computes the rows of a unit, which may depend only on the unit and the request."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A results folder: start or open one, write and read rows and tables."""
+    """A results folder: starts or opens one, writes and reads its rows and tables."""
 
     folder: Path
     record: RunRecord
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the repr, and the tables there are."""
-        with contextlib.suppress(BadFile):  # a run that has no summary yet
+        """The repr and a list of the tables, for notebooks."""
+        with contextlib.suppress(BadFile):  # the run has no summary yet
             cells = [(f"<code>{escape(name)}</code>", escape(table.title)) for name, table in self.tables().items()]
             rows = "".join(f"<tr><td>{name}</td><td>{title}</td></tr>" for name, title in cells)
             return f"<p><code>{escape(repr(self))}</code></p><table>{rows}</table>"
         return f"<p><code>{escape(repr(self))}</code></p>"
 
     def __repr__(self) -> str:
-        """What was run, and how far it is."""
+        """What was run, and its progress."""
         return f"Results({self.record.request.title}, {self.done} of {self.record.total} units, in {self.folder})"
 
     def to_pandas(self) -> pd.DataFrame:
-        """Every row there is, as `frame` gives it."""
+        """The same as `frame`."""
         return self.frame()
 
     @staticmethod
     def open(folder: Path | str) -> Results:
-        """The results in a folder, finished or not.
+        """Open the results in a folder, finished or not.
 
         Raises:
             BadFile: when there is no manifest, or it cannot be read.
@@ -265,17 +265,17 @@ class Results:
     def start(
         folder: Path | str, request: RunRequest, units: Callable[[], Sequence[Row]], versions: Mapping[str, str]
     ) -> Results:
-        """A new folder, or the one there is when it was made by the same request.
+        """Start a new folder, or open the existing one if it was made by the same request.
 
         Args:
-            folder: made when missing.
-            request: what is asked; with it the rows are determined.
-            units: the units of work, called for a new folder only; a taken-up one reads them back.
-            versions: of the libraries that computed it.
+            folder: the folder; created if missing.
+            request: the request, which determines the rows.
+            units: returns the units of work; called for a new folder only, a resumed one reads them from its file.
+            versions: versions of the libraries that compute the rows.
 
         Raises:
-            InvalidArgument: when the folder was made by another request, naming what differs; when there is
-                no unit; when it holds other files.
+            InvalidArgument: when the folder was made by another request (the message names what differs), when
+                there is no unit, or when the folder holds rows without a manifest.
             BadFile: when its manifest cannot be read.
         """
         folder = Path(folder)
@@ -295,14 +295,14 @@ class Results:
 
     @staticmethod
     def refuse_folder(folder: Path | str, request: RunRequest) -> None:
-        """Refuse a folder that another run has begun, before anything is computed for this one.
+        """Refuse a folder that another request has begun, before anything is computed for this one.
 
         Args:
             folder: where results are to go; one without a manifest is accepted.
-            request: what is known of the run before it computes anything: atlases and what they are fitted on are not.
+            request: what is known of the run beforehand; atlases and the texts they are fitted on are not compared.
 
         Raises:
-            InvalidArgument: as `start` does, but for atlases.
+            InvalidArgument: when anything else differs, as in `refuse_other`.
             BadFile: when its manifest cannot be read.
         """
         if (Path(folder) / MANIFEST).is_file():
@@ -312,10 +312,10 @@ class Results:
             there.refuse_other(replace(request, atlases=asked.atlases, arguments={**request.arguments, **fitted}))
 
     def refuse_other(self, request: RunRequest) -> None:
-        """Refuse another request than that of this folder, naming what differs.
+        """Refuse a request that differs from that of this folder.
 
         Raises:
-            InvalidArgument: when something does.
+            InvalidArgument: naming what differs.
         """
         mine = self.record.request
         if mine.experiment != request.experiment:
@@ -339,27 +339,27 @@ class Results:
         return unpack_rows(self.folder / SAMPLES)
 
     def shard(self, unit: int) -> Path:
-        """Where the rows of a unit are."""
+        """The path of the file with the rows of a unit."""
         return self.folder / "rows" / f"{unit:05d}.jsonl.gz"
 
     @property
     def done(self) -> int:
-        """How many units have their rows."""
+        """How many units have been done."""
         return sum(self.shard(unit).is_file() for unit in range(self.record.total))
 
     def run(self, work: Work, progress: Progress | None = None, engine: Engine | None = None) -> Results:
-        """Do every unit that is not done and write its rows; then note when it ended.
+        """Do every unit that is not done and write its rows; at the end, record the finishing time.
 
         Args:
-            work: the rows of a unit, or `Made` where files come with them. Engines other than `InProcess` send it to
-                worker processes, so that it must pickle.
-            progress: gets (units done, units in all, the name of the one begun last).
-            engine: where units run; this process, in order, when None. The bytes do not depend on it, as long as
-                units are computed with as many threads.
+            work: computes the rows of a unit, or `Made` if files come with them. Engines other than `InProcess` send
+                it to worker processes, so it must be picklable.
+            progress: called with (units done, units in all, the name of the unit begun last).
+            engine: where units run; None for this process, in order. The bytes written do not depend on it, as long as
+                units are computed with the same number of threads.
 
         Raises:
             InvalidArgument: when the work cannot be sent to the engine's workers.
-            WorkerLost: when several workers were lost under one unit.
+            WorkerLost: when several workers died on the same unit.
             Whatever `work` raises.
         """
         engine = engine or InProcess()
@@ -394,7 +394,7 @@ class Results:
         return self._ended()
 
     def _ended(self) -> Results:
-        """Note when the first whole run ended."""
+        """Record when the run first finished."""
         if self.record.finished is not None:
             return self
         finished = replace(self.record, finished=utc_now(), done=self.record.total)
@@ -402,7 +402,7 @@ class Results:
         return replace(self, record=finished)
 
     def rows(self) -> Iterator[Row]:
-        """Every row there is, unit by unit.
+        """All rows written so far, unit by unit.
 
         Raises:
             BadFile: when a shard is damaged.
@@ -412,7 +412,7 @@ class Results:
                 yield from unpack_rows(self.shard(unit))
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
-        """Some fields of every row, as lists of equal length; None where a row has no such field.
+        """Some fields of every row, as lists of equal length; None where a row lacks the field.
 
         Raises:
             BadFile: when a shard is damaged.
@@ -424,7 +424,7 @@ class Results:
         return kept
 
     def frame(self) -> pd.DataFrame:
-        """Every row there is as a DataFrame, one line per row; lists and maps stay in their cells.
+        """All rows written so far as a DataFrame; lists and dictionaries stay in their cells.
 
         Raises:
             BadFile: when a shard is damaged.
@@ -434,7 +434,7 @@ class Results:
         return pd.DataFrame(list(self.rows()))
 
     def table(self, name: str) -> pd.DataFrame:
-        """One table of `summary.json` as a DataFrame; `attrs` has its title, paper and note.
+        """One table of `summary.json` as a DataFrame, with its title, paper and note in `attrs`.
 
         Raises:
             InvalidArgument: for a table that the folder does not have.
@@ -446,7 +446,7 @@ class Results:
         return tables[name].frame()
 
     def write_tables(self, tables: Iterable[SummaryTable]) -> dict[str, SummaryTable]:
-        """Write `summary.json` and a CSV file for each table; the tables by name."""
+        """Write `summary.json` and a CSV file for each table; return the tables by name."""
         tables = list(tables)
         written: Row = {}
         for table in tables:
@@ -466,7 +466,7 @@ class Results:
         """The tables of `summary.json` by name.
 
         Raises:
-            BadFile: when there is none, or it cannot be read.
+            BadFile: when there is no summary, or it cannot be read.
         """
         path = self.folder / SUMMARY
         try:
@@ -489,7 +489,7 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    """Of saeflow, Python and the libraries whose arithmetic the rows depend on; imports none of them."""
+    """The versions of saeflow, Python and the libraries that compute the rows; imports none of them."""
     found = {"saeflow": __version__, "python": platform.python_version()}
     for package in ("numpy", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -498,12 +498,12 @@ def versions() -> dict[str, str]:
 
 
 def significant(value: float, digits: int = 6) -> float:
-    """`value` at so many significant digits, for rows: short, and 0 only when it is 0."""
+    """Round to some significant digits, for rows: short, and 0 only for 0."""
     return float(f"{value:.{digits}g}")
 
 
 def _cell(value: Any) -> Cell:
-    """A plain cell from a Python or numpy scalar; numbers that are none become None."""
+    """A plain cell from a Python or numpy scalar; NaN and infinities become None."""
     plain = value.item() if hasattr(value, "item") else value
     if isinstance(plain, float):
         return significant(plain) if math.isfinite(plain) else None
@@ -511,14 +511,14 @@ def _cell(value: Any) -> Cell:
 
 
 def _bytes_of(work: Work, unit: Row) -> tuple[bytes, Mapping[str, bytes]]:
-    """The rows of a unit, packed where they are made, and its files."""
+    """The rows of a unit, packed in the process that computes them, and its files."""
     found = work(unit)
     made = found if isinstance(found, Made) else Made(found, {})
     return pack_rows(made.rows), made.files
 
 
 def pack_rows(rows: Iterable[Row]) -> bytes:
-    """Rows as lines of JSON, packed: the same rows are the same bytes."""
+    """Rows as gzipped JSON lines; equal rows give equal bytes."""
     lines = [json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     return gzip.compress("".join(lines).encode("utf-8", "surrogatepass"), compresslevel=6, mtime=0)
 
@@ -533,7 +533,7 @@ def unpack_rows(path: Path) -> list[Row]:
         lines = list(gzip_lines(path, "surrogatepass"))
         if path.stat().st_size == 0:
             raise EOFError("the file is empty")
-        # one call for the file: many times as fast as one per line
+        # one JSON call for the whole file is many times faster than one per line
         return cast("list[Row]", json.loads("[" + ",".join(lines) + "]"))
     except (*PACKED_WRONG, RecursionError) as error:
         raise BadFile(
@@ -542,5 +542,5 @@ def unpack_rows(path: Path) -> list[Row]:
 
 
 def utc_now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

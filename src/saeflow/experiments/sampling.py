@@ -1,11 +1,11 @@
-"""Datasets by name, and the tokens an experiment looks at: a function of a seed. No torch.
+"""Datasets by name, and the tokens an experiment looks at, as a function of a seed. No torch.
 
     name -> Dataset -> texts in an order set by the seed -> n texts with m random tokens each (appendix A.1)
 
-A name is "demo" or "demo:stories", a file (.txt, .jsonl, .parquet), a name of datasets.toml or a dataset on the
-hub. Every draw has a generator of its own, made from the seed and from what is drawn: another dataset, or
-more texts, do not move the samples of this one. A quarter of all texts, chosen by their content, is never
-sampled: matching by activations is fitted on it (`held_out`), so that no method has seen what it is tested on.
+A name is "demo" or "demo:stories", a file (.txt, .jsonl, .parquet), a name in datasets.toml or a dataset on the Hugging
+Face hub. Every draw has its own generator, made from the seed and from what is drawn, so that adding datasets or texts
+does not change the other samples. A quarter of all texts, chosen by a hash of their content, is never sampled: matching
+by activations is fitted on them (`held_out`), so that no method has seen the texts it is tested on.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from saeflow.errors import BadFile, InvalidArgument, MissingExtra, Unreachable, 
 from saeflow.reading import TEXTS, parse_json, read_text, read_toml, regular
 
 HELD_OUT: Final = 4
-"""One text in this many is held out of sampling."""
+"""One in this many texts is held out from sampling."""
 
 BUFFER: Final = 10_000
-"""Texts of a stream that are shuffled at a time."""
+"""The size of the shuffle buffer of a streamed dataset, in texts."""
 
 _ROWS: Final = 256
-"""Texts of a Parquet file that are read at a time."""
+"""How many texts of a Parquet file are read at a time."""
 
 MAX_TRIED: Final = 1000
-"""Texts in a row without enough tokens after which a dataset is given up."""
+"""How many texts without enough tokens are skipped, before the first sample, until a dataset is given up."""
 
 PYTHON: Final = ("demo:python", "python-github-code")
-"""The known data sets of Python code."""
+"""Names of the known datasets of Python code."""
 
 _RECIPES: Final = Path(__file__).parent / "datasets.toml"
 _HUB_DEFAULT: Final = {"config": "", "split": "train", "column": "text"}
@@ -46,7 +46,7 @@ _HUB_DEFAULT: Final = {"config": "", "split": "train", "column": "text"}
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A name, and its texts in an order set by a seed."""
+    """A name, and a function that reads its texts in an order set by a seed."""
 
     name: str
     read: Callable[[int], Iterable[str]]
@@ -54,14 +54,14 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A text and the tokens of it that were drawn.
+    """A text and the tokens drawn from it.
 
     Attributes:
         dataset: name of the dataset.
         text: number of the text among the samples of its dataset, from 0.
         content: the text.
-        positions: columns of its tokens, ascending; column 0 is the begin-of-text token where there is one.
-        left_out: how many of its tokens could not be drawn, special ones not counted.
+        positions: positions of the drawn tokens, ascending; position 0 is the begin-of-text token, if there is one.
+        left_out: how many tokens were excluded from the draw (massive positions), not counting special tokens.
     """
 
     dataset: str
@@ -71,7 +71,7 @@ class Sample:
     left_out: int = 0
 
     def to_row(self) -> dict[str, Any]:
-        """The sample as a unit of a results folder."""
+        """The sample as a unit of work in a results folder."""
         row = {"dataset": self.dataset, "text": self.text, "content": self.content, "positions": list(self.positions)}
         return row | ({"left_out": self.left_out} if self.left_out else {})
 
@@ -82,26 +82,26 @@ class Sample:
 
 
 Encode = Callable[[str], Sequence[int]]
-"""Token ids of a text as the model sees it: cut to length, with the begin-of-text token."""
+"""Returns the token ids of a text as the model sees it: truncated, with the begin-of-text token."""
 
 
 def generator(seed: int, *what: str | int) -> np.random.Generator:
-    """A generator for one draw: a function of the seed and of what is drawn, and of nothing else."""
+    """A generator for one draw, which depends only on the seed and on what is drawn."""
     digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of single datasets, each once: "demo", or another pack, stands for its domains."""
+    """The names of single datasets, each once: "demo", or another pack, expands to its domains."""
     found = itertools.chain.from_iterable([f"{name}:{one}" for one in domains(name)] or [name] for name in names)
     return tuple(dict.fromkeys(found))
 
 
 def open_dataset(name: str) -> Dataset:
-    """The dataset of a name; reads nothing yet.
+    """The dataset with a name, not yet read.
 
     Args:
-        name: "demo:stories", a path that ends in .txt, .jsonl or .parquet, a name of `recipes()`, or
+        name: "demo:stories", a path that ends in .txt, .jsonl or .parquet, a name in `recipes()`, or
             OWNER/NAME of a dataset on the hub.
 
     Raises:
@@ -114,7 +114,7 @@ def open_dataset(name: str) -> Dataset:
     if path.suffix in _READERS:
         if not path.is_file():
             raise InvalidArgument(f"there is no file {path}. Give a .txt, .jsonl or .parquet file that exists.")
-        # its whole path: another process may run in another folder
+        # an absolute path, since worker processes may run in another folder
         return Dataset(name, partial(_shuffled, name, partial(_READERS[path.suffix], path.absolute())))
     known = recipes()
     if name in known:
@@ -129,23 +129,23 @@ def open_dataset(name: str) -> Dataset:
 
 
 def recipes() -> dict[str, dict[str, str]]:
-    """The named datasets of the hub: name -> repo, config, split, column, about."""
+    """The named datasets on the hub: name -> repo, config, split, column, about."""
     return read_toml(_RECIPES)
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a text is kept from sampling, for methods that are fitted on activations."""
+    """Whether a text is excluded from sampling and reserved for methods that are fitted on activations."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % HELD_OUT == 0
 
 
 def held_out(datasets: Sequence[Dataset], n: int, seed: int = 0) -> list[str]:
-    """Up to `n` texts of each dataset that no experiment samples, one of each in turn."""
+    """Up to `n` held-out texts of each dataset, one of each in turn."""
     kept = [list(itertools.islice(filter(is_held_out, dataset.read(seed)), n)) for dataset in datasets]
     return [text for turn in itertools.zip_longest(*kept) for text in turn if text is not None]
 
 
 def read_texts(names: Iterable[str], n: int, seed: int = 0) -> list[str]:
-    """Up to `n` texts of each dataset named that are not empty.
+    """Up to `n` non-empty texts of each named dataset.
 
     Raises:
         InvalidArgument, MissingExtra, BadFile, Unreachable: when a dataset cannot be read.
@@ -165,21 +165,22 @@ def draw(
     special: Collection[int] = (),
     beside: Callable[[str], Collection[int]] = lambda _: (),
 ) -> list[Sample]:
-    """Up to `n_texts` texts of a dataset with `n_tokens` random tokens each, none of them special.
+    """Draw up to `n_texts` texts of a dataset with `n_tokens` random tokens each, none of them special.
 
-    A text without so many tokens is passed over. Fewer samples come back when the dataset has no more.
+    Texts with too few tokens are skipped. Fewer samples are returned if the dataset runs out.
 
     Args:
         dataset: what `open_dataset` returned.
-        encode: token ids of a text; columns count in what it returns.
+        encode: returns the token ids of a text; positions are indices into them.
         n_texts: how many texts.
-        n_tokens: how many tokens of each, drawn without replacement.
-        seed: the samples are a function of it and of the dataset.
-        special: token ids that are never drawn, the begin-of-text token above all.
-        beside: columns of a text that are not drawn either, such as those of massive positions.
+        n_tokens: how many tokens of each text, drawn without replacement.
+        seed: with the dataset, determines the samples.
+        special: token ids that are never drawn, above all the begin-of-text token.
+        beside: returns positions of a text that are not drawn either, such as massive ones.
 
     Raises:
-        InvalidArgument: for no texts or tokens; when 1,000 texts in a row have too few tokens.
+        InvalidArgument: for fewer than one text or token; when more than 1,000 texts have too few tokens before the
+            first sample.
         MissingExtra: when the dataset needs a package that is not installed.
         BadFile: when its file cannot be read.
         Unreachable: when it cannot be fetched.
@@ -243,7 +244,7 @@ def _streamed(recipe: dict[str, str], seed: int) -> Iterator[str]:
 
 
 def _text_file(path: Path) -> list[str]:
-    """Texts between blank lines, or between lines of `<|endoftext|>` where the file has one."""
+    """Texts separated by blank lines, or by `<|endoftext|>` if the file contains it."""
     whole = _read_text(path)
     pieces = whole.split("<|endoftext|>" if "<|endoftext|>" in whole else "\n\n")
     return [piece.strip() for piece in pieces if piece.strip()]
@@ -269,7 +270,7 @@ def _parquet(path: Path) -> list[str]:
         texts, left = list[str](), TEXTS
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS, columns=["text"]):
-                for value in batch["text"]:  # one by one: many may be kept as one
+                for value in batch["text"]:  # one by one: in a dictionary-encoded column a small file may expand a lot
                     texts.append(value.as_py())
                     left -= len(texts[-1])
                     if left < 0:

@@ -1,4 +1,4 @@
-"""What origins, deactivation and transition run on, and how much of each is done: names and numbers alone, no torch.
+"""Settings of origins, deactivation and transition: what they run on, and how much. No torch.
 
 The command line takes its options from these classes, and their help from the docstrings.
 """
@@ -14,7 +14,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
 
 KS: Final[tuple[int | None, ...]] = (1, 2, 5, 10, 50, None)
-"""Entries of a row of a transition that are kept; None for all of them."""
+"""How many entries of each row of a transition matrix are kept; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class InputNames:
 
     @property
     def sampled(self) -> tuple[str, ...]:
-        """Names of single datasets that texts are sampled from."""
+        """Names of the single datasets that texts are sampled from."""
         from saeflow.experiments.sampling import expand
 
         return expand(self.datasets)
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Names of single datasets whose held-out texts Pearson tables are made on."""
+        """Names of the single datasets whose held-out texts Pearson tables are made on."""
         if self.pearson_datasets:
             from saeflow.experiments.sampling import expand
 
@@ -65,7 +65,7 @@ class InputNames:
 
 @dataclass(frozen=True, slots=True)
 class OriginsSize:
-    """How much of section 5.1 is done.
+    """The size of the origins experiment (section 5.1).
 
     Attributes:
         methods: Matching methods: of cosine, cosine-top-5, permutation, pearson.
@@ -82,11 +82,11 @@ class OriginsSize:
 
 @dataclass(frozen=True, slots=True)
 class DeactivationSize:
-    """How much of section 5.2 is done.
+    """The size of the deactivation experiment (section 5.2).
 
     Attributes:
         strategies: Which predecessors are removed: top-1, top-5, random, permutation, pearson, exhaustive, greedy; the
-            first is swept over r.
+            first of them is swept over r.
         texts: How many texts: of each dataset, at most.
         tokens: Random tokens of each text.
         features: Targets of each token and layer, at most.
@@ -119,7 +119,7 @@ class DeactivationSize:
 
 @dataclass(frozen=True, slots=True)
 class TransitionSize:
-    """How much of appendix F is done.
+    """The size of the transition experiment (appendix F).
 
     Attributes:
         pairs: Pairs of sites; none for those of neighbouring layers.

@@ -1,21 +1,22 @@
 """Intervals and tests for experiments whose rows are not independent. No torch.
 
-Features of one token, and tokens of one text, share a context: their rows say much the same thing. So what counts is
-texts, each dataset by itself, since the datasets are chosen and not drawn. One method serves all numbers:
+Features of one token, and tokens of one text, share a context, so their rows are correlated. The independent units are
+texts, stratified by dataset, since datasets are chosen and not drawn. One method serves all estimates:
 
-    sums a text  ->  the number without each text in turn  ->  its spread  ->  an interval
+    sums per text  ->  the estimate without each text in turn  ->  its spread (standard error)  ->  an interval
 
-    spread      delete-one-text jackknife in each dataset, the best of the cluster-robust ones for few clusters
+    spread      delete-one-text jackknife within each dataset, the best cluster-robust estimator for few clusters
                 (MacKinnon, Nielsen and Webb 2023, doi 10.1016/j.jeconom.2022.04.001)
-    bounded     a rate, a mark, a difference of rates: the exact binomial interval, between its bounds, of as many
-                independent rows as the spread is worth, fewer for few texts (Korn and Graubard 1998, Survey
-                Methodology 24:193)
-    any other   the number and t times its spread
-    no spread   where all texts agree, a kind of text that none of n showed may still be 1 - 0.025^(1/n) of all (Clopper
-                and Pearson 1934): that share at the bounds of the number. Without bounds there is no interval.
+    bounded     for a rate, a mark or a difference of rates: the exact binomial interval, scaled to its bounds, for the
+                effective number of independent rows that the spread implies, reduced for few texts (Korn and Graubard
+                1998, Survey Methodology 24:193)
+    any other   the estimate plus or minus t times its spread
+    no spread   where all texts agree, a kind of text that none of n showed may still make up 1 - 0.025^(1/n) of all
+                texts (Clopper and Pearson 1934): the interval allows for that share at either bound of the estimate.
+                Without bounds there is no interval.
 
-Texts count by their rows: n texts of which one has most of the rows are worth little more than one (Kish 1965).
-scripts/coverage_of_intervals.py measures how often the intervals hold what they should.
+Texts are weighted by their rows: n texts of which one has most of the rows are worth little more than one (Kish 1965).
+scripts/coverage_of_intervals.py measures the coverage of the intervals.
 
 Rows of experiments are DataFrames with the columns `dataset` and `text`. Tables are queries on them:
 
@@ -41,40 +42,40 @@ from saeflow.errors import InvalidArgument
 
 LEVEL: Final = 0.95
 TEXT: Final = ["dataset", "text"]
-"""The columns that name a text: what is drawn."""
+"""The columns that identify a text, the unit that is drawn."""
 
 Span: TypeAlias = tuple[float, float]
-"""The least and the largest value that a number can have."""
+"""The least and the largest value that an estimate can take."""
 
 RATE: Final[Span] = (0.0, 1.0)
-"""Of a share of rows."""
+"""The span of a share of rows."""
 
 GAP: Final[Span] = (-1.0, 1.0)
-"""Of a difference of two shares."""
+"""The span of a difference of two shares."""
 
 CHANGE: Final[Span] = (-math.inf, 1.0)
-"""Of 1 - z_new / z_old: what grows has no bound."""
+"""The span of 1 - z_new / z_old, which has no lower bound, since activations may grow."""
 
 _HALVES: Final = 400
-"""Random halves of the texts for a number that is chosen."""
+"""How many random halves of the texts replace the jackknife if `chosen`."""
 
 _AT_ONCE: Final = 8_000_000
-"""Numbers of replicated totals held at once: 64 MB."""
+"""How many numbers of replicated totals are held at once: 64 MB."""
 
 _ROUNDING: Final = 1e-11
-"""Relative; a smaller spread is that of sums of floats."""
+"""Relative deviations below this are floating-point noise and count as 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A rate, a mean or any other number with its 95 % interval; None where the rows do not give one.
+    """A rate, a mean or any other number with its interval (95 % unless requested otherwise); None if unknown.
 
     Attributes:
-        value: the number.
+        value: the estimate.
         low: the lower end of its interval.
-        high: the upper end.
-        n: rows it comes from.
-        texts: texts (or samples, features: whatever is drawn) with such rows; None where nothing is drawn.
+        high: the upper end of its interval.
+        n: the number of rows behind it.
+        texts: the number of texts (or samples, features: whatever is drawn) with such rows; None if nothing is drawn.
     """
 
     value: float | None
@@ -90,14 +91,14 @@ class Estimate:
 
 
 def known_mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The mean of what is a number; not a number where nothing is."""
+    """The mean over finite values; NaN where there are none."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(there, values, 0.0).sum(axis) / there.sum(axis)
 
 
 def ratio(x: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
-    """Sums over counts: the mean of which both are totals."""
+    """Sums divided by counts: the means."""
     return x[..., 0] / x[..., 1]
 
 
@@ -106,18 +107,18 @@ class Tally:
     """Sums for each text (or feature, or seed: whatever is drawn).
 
     Attributes:
-        sums: texts first, any shape after.
-        datasets: the dataset of each text, as any integer; all of one when not given.
+        sums: one entry per text along the first axis; any shape after it.
+        datasets: the dataset of each text, as any integer; None if all texts are of one dataset.
 
     Raises:
-        InvalidArgument: when the datasets are not those of the texts.
+        InvalidArgument: when the numbers of texts and datasets differ.
     """
 
     sums: np.ndarray
     datasets: Sequence[int] | Int[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
-        """Check that both are of the same texts."""
+        """Check that there is one dataset per text."""
         if self.datasets is not None and len(self.sums) != len(self.datasets):
             raise InvalidArgument(
                 f"{len(self.sums)} texts came with the datasets of {len(self.datasets)}. Give the dataset of each."
@@ -136,17 +137,17 @@ class Tally:
         """`of(totals)` with its interval.
 
         Args:
-            of: from totals with one more axis in front, a case each, to one number a case; the same for totals that
-                are all twice as large.
-            n: how many rows stand behind it.
-            span: the least and the largest value it can have; `RATE` for a share of rows.
-            sizes: rows of each text, or of each text on each side of a comparison, of which the scarcer one counts;
-                the sums of each text when not given.
-            chosen: whether `of` jumps, as the place of the largest does: halves of the texts then take the place of all
-                but one (Shao and Wu 1989, doi 10.1214/aos/1176347263).
-            level: of the interval.
+            of: maps totals with an extra leading axis, one case per entry, to one number per case; doubling all totals
+                must not change the result.
+            n: how many rows are behind the estimate.
+            span: the least and the largest value it can take; `RATE` for a share of rows.
+            sizes: the rows of each text, or of each text on each side of a comparison, where the scarcer side counts;
+                by default the absolute sums of each text.
+            chosen: whether `of` is discontinuous, like an argmax: random halves of the texts then replace the
+                jackknife (Shao and Wu 1989, doi 10.1214/aos/1176347263).
+            level: the level of the interval.
 
-        An interval needs two texts with anything in them on every side, and a number without any one of them.
+        There is an interval only if every side has at least two texts with rows and every replicate is finite.
         """
         return self._found(of, n, span, sizes, chosen, level)[0]
 
@@ -157,19 +158,19 @@ class Tally:
         span: Span | None = None,
         level: float = LEVEL,
     ) -> Estimate:
-        """`of(means)` with its interval, of sums whose last axis is (total, rows): `estimate` with these rows."""
+        """`of(means)` with its interval, for sums whose last axis is (total, rows)."""
         sizes = self.sums[..., 1]
         return self.estimate(lambda x: of(ratio(x)), n=float(sizes.sum()), span=span, sizes=sizes, level=level)
 
     def now(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """`of(totals)` of the data themselves, of any shape; not a number where a cell is empty."""
+        """`of(totals)` for all texts, of any shape; NaN where a cell is empty."""
         return np.asarray(self._apply(of, self.sums.sum(0)[None])[0])
 
     def difference(self, *, n: float = 0, span: Span | None = None) -> tuple[Estimate, float | None]:
-        """The mean of a difference, whose sums are (difference, pairs), and the two-sided p that it is 0.
+        """The mean of a difference, from sums of (difference, pairs), and the two-sided p-value against 0.
 
-        p is that of a t with the spread of the interval, and no less than all texts agreeing in sign would give by
-        chance, 2 / 2^texts. None where nothing can be said.
+        p is that of a t statistic with the spread of the interval, but at least 2 / 2^texts, the probability that all
+        texts agree in sign by chance. None if the spread is undefined.
         """
         found, spread, df = self._found(ratio, n, span, self.sums[:, 1], chosen=False, level=LEVEL)
         if found.value is None or found.texts is None or found.texts < 2 or not np.isfinite(spread):
@@ -188,7 +189,7 @@ class Tally:
         chosen: bool,
         level: float,
     ) -> tuple[Estimate, float, float]:
-        """The estimate, its standard error (not a number where there is none), and degrees of freedom."""
+        """The estimate, its standard error (NaN if there is none), and the degrees of freedom."""
         flat = self.sums.reshape(len(self.sums), -1).astype(np.float64)
         value, rows = float(self.now(of)), round(n)
         sides = np.abs(flat).sum(1) if sizes is None else np.asarray(sizes, dtype=np.float64)
@@ -231,16 +232,16 @@ def mean_estimates(
     *,
     span: Span | None,
 ) -> list[Estimate]:
-    """Sum over texts of each column of `sums` over that of `counts`, with its interval.
+    """The mean of each column, total of `sums` divided by total of `counts`, with its interval.
 
     Args:
-        sums: for each text, what is summed: successes, or values.
-        counts: for each text, how many rows they come from; their sum is `n` of the estimate.
+        sums: for each text, the sum of successes, or of values.
+        counts: for each text, the number of rows behind it; the total is `n` of the estimate.
         datasets: the dataset of each text, as any integer.
-        span: the least and the largest value of a row; `RATE` for successes, None where there are no bounds.
+        span: the least and the largest value of a row; `RATE` for successes, None without bounds.
 
     Raises:
-        InvalidArgument: when the texts are not those of the datasets.
+        InvalidArgument: when the numbers of texts and datasets differ.
     """
     both = np.stack([sums, counts], -1)
     return [
@@ -250,7 +251,10 @@ def mean_estimates(
 
 
 def _strata(datasets: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Datasets as 0, 1, …; those of one text are taken together; a lone one joins the largest (collapsed strata)."""
+    """Datasets as strata 0, 1, …: those with one text are merged; a single such dataset joins the largest one.
+
+    A stratum of one text would have no spread (collapsed strata).
+    """
     _, strata, texts = np.unique(datasets, return_inverse=True, return_counts=True)
     alone = np.flatnonzero(texts == 1)
     if len(alone) and len(texts) > 1:
@@ -260,13 +264,13 @@ def _strata(datasets: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 _Replicates: TypeAlias = tuple[Callable[[slice], np.ndarray], Float[np.ndarray, " k"]]
-"""Totals of some of the cases, and what the square of each case's distance from the number counts."""
+"""A function that returns the totals of some replicates, and the weight of each replicate's squared deviation."""
 
 
 def _all_but_one(
     totals: Float[np.ndarray, " n_columns"], of_text: Float[np.ndarray, "n n_columns"], strata: Int[np.ndarray, " n"]
 ) -> _Replicates:
-    """Totals without each text in turn; the others of its dataset stand in for it."""
+    """Jackknife replicates: totals without each text in turn, the others of its dataset reweighted to replace it."""
     texts = np.bincount(strata).astype(np.float64)
     of_stratum = np.zeros((len(texts), of_text.shape[1]))
     np.add.at(of_stratum, strata, of_text)
@@ -281,7 +285,7 @@ def _all_but_one(
 def _halves(
     totals: Float[np.ndarray, " n_columns"], of_text: Float[np.ndarray, "n n_columns"], strata: Int[np.ndarray, " n"]
 ) -> _Replicates:
-    """Totals of twice a random half of each dataset's texts; of an odd number one counts once."""
+    """Half-sample replicates: a random half of each dataset's texts counts twice; with an odd number, one text once."""
     rng = np.random.default_rng(0)
     more = np.zeros((_HALVES, len(strata)))
     for stratum in range(strata.max() + 1):
@@ -292,10 +296,10 @@ def _halves(
 
 
 def _carriers(moved: Float[np.ndarray, " n"]) -> float:
-    """How many texts the spread rests on: as many as would, on average, have its kurtosis if they were normal.
+    """How many texts the spread rests on: the number of normal deviations that would have its kurtosis on average.
 
-    n normal values have sum(d^2)^2 / sum(d^4) near n (n + 1) / (3 (n - 1)) (Fisher 1930); Johnson and Rust (1992) take
-    the degrees of freedom of a jackknife from it likewise. 2 at least: a number that hangs on one text.
+    n normal values have sum(d^2)^2 / sum(d^4) near n (n + 1) / (3 (n - 1)) (Fisher 1930); Johnson and Rust (1992)
+    likewise derive the degrees of freedom of a jackknife from it. At least 2, for an estimate that hangs on one text.
     """
     fourth = float((moved**4).sum())
     if not fourth:
@@ -307,7 +311,7 @@ def _carriers(moved: Float[np.ndarray, " n"]) -> float:
 def _interval(
     value: float, spread: float, df: float, worth: float, span: Span | None, alpha: float
 ) -> tuple[float | None, float | None]:
-    """The interval of a number: see the head of the module."""
+    """The interval of an estimate, as described at the top of this module."""
     if not spread:
         if span is None or not all(map(math.isfinite, span)):
             return None, None
@@ -326,9 +330,9 @@ def _interval(
 
 
 def mann_whitney(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " k"]) -> float:
-    """Two-sided p of the Mann-Whitney U test, by its normal limit with ties and continuity corrected.
+    """Two-sided p-value of the Mann-Whitney U test, by normal approximation with tie and continuity corrections.
 
-    Section 5.1 tests groups of at least 8 rows, where the limit holds; all equal values give 1.
+    Section 5.1 tests groups of at least 8 rows, where the approximation holds; 1 if all values are equal.
     """
     if a.min() == a.max() == b.min() == b.max():
         return 1.0
@@ -340,23 +344,22 @@ def by_text(
 ) -> Float[np.ndarray, "n_source n_target"]:
     """Sum of `values` for each text (rows) and group (columns); `shape` is (texts, groups)."""
     flat = np.bincount(texts * shape[1] + groups, weights=values, minlength=shape[0] * shape[1])
-    return flat.astype(np.float64).reshape(shape)  # numpy gives integers where there is no row
+    return flat.astype(np.float64).reshape(shape)  # without rows, numpy's bincount returns integers
 
 
 def text_codes(frame: pd.DataFrame) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]:
-    """The text of each line as 0, 1, …, and the dataset of each text as 0, 1, …: what `Tally` needs."""
+    """The text of each line as 0, 1, …, and the dataset of each text as 0, 1, …, for `Tally`."""
     texts = frame.groupby(TEXT, observed=True)
     return texts.ngroup().to_numpy(), pd.factorize(texts.size().index.get_level_values("dataset"))[0]
 
 
 def means(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | None]) -> pd.DataFrame:
-    """The mean of each column of `values` in each group of `by`: NAME, NAME_low, NAME_high, NAME_n; not a number where
-    nothing is known.
+    """The mean of each column of `values` in each group of `by`: NAME, NAME_low, NAME_high, NAME_n; NaN if unknown.
 
     Args:
-        frame: one line per observation, with `dataset` and `text`; what is not a number is left out.
-        by: columns that together name a group. Groups come in the order of their values (or categories).
-        values: columns to average, with the bounds of their values; None for none.
+        frame: one line per observation, with `dataset` and `text`; values that are not finite are left out.
+        by: columns that together identify a group. Groups are in the order of their values (or categories).
+        values: columns to average, with the bounds of their values; None without bounds.
     """
     grouped = frame.groupby(list(by), observed=True)
     group, keys = grouped.ngroup().to_numpy(), grouped.size().index
@@ -381,19 +384,19 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | No
 
 
 def means_and_controls(frame: pd.DataFrame, by: Sequence[str], values: Mapping[str, Span | None]) -> pd.DataFrame:
-    """`means` of the lines that are no control, and with the prefix `control_` of those that are."""
+    """`means` of the lines that are not controls, and, with the prefix `control_`, of those that are."""
     own, controls = (means(frame[frame["control"] == side], by, values) for side in (False, True))
     both = own.join(controls.add_prefix("control_"))
     return both.astype(object).fillna({f"control_{name}_n": 0 for name in values})
 
 
 def shares(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
-    """How the lines of each group of `by` fall to the categories of `column`: share, low, high, and n of the group.
+    """The share of each category of `column` in each group of `by`: share, low, high, and n, the size of the group.
 
     Args:
         frame: one line per observation, with `dataset` and `text`.
-        by: columns that together name a group; none for all lines together.
-        column: categories, all of which have a line in every group.
+        by: columns that together identify a group; empty for all lines together.
+        column: a categorical column; the result has a line for every category in every group.
     """
     keys = frame.groupby(list(by), observed=True).ngroup().to_numpy() if by else np.zeros(len(frame), np.int64)
     names = (
@@ -414,7 +417,7 @@ def shares(frame: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
 
 
 def mean_difference(frame: pd.DataFrame, a: str, b: str, span: Span | None) -> tuple[Estimate, float | None]:
-    """The mean of column `a` less column `b` over the lines that know both, with its interval and two-sided p."""
+    """The mean of column `a` minus column `b` over the lines with both, with its interval and two-sided p-value."""
     known = frame[np.isfinite(frame[a]) & np.isfinite(frame[b])]
     each = pd.DataFrame({"difference": known[a] - known[b], "n": 1.0})
     sums = each.groupby([known[name] for name in TEXT], observed=True).sum()
@@ -422,7 +425,7 @@ def mean_difference(frame: pd.DataFrame, a: str, b: str, span: Span | None) -> t
 
 
 def with_all(frame: pd.DataFrame, column: str, name: str = "all") -> pd.DataFrame:
-    """The lines twice: first with `name` in a column of categories, then as they are."""
+    """The lines twice: first with `name` in a categorical column, then as they are."""
     known = [name, *frame[column].cat.categories]
     every = frame.assign(**{column: pd.Categorical([name] * len(frame), known)})
     return pd.concat([every, frame.assign(**{column: pd.Categorical(frame[column], known)})])

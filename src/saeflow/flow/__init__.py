@@ -1,4 +1,4 @@
-"""Flow graphs: where a feature is born, carried, transformed and lost (section 3.3). No torch."""
+"""Flow graphs: where a feature emerges, persists, changes and disappears (section 3.3). No torch."""
 
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Evolution, Scores, Thresholds

@@ -1,6 +1,6 @@
-"""The flow graph as plain data: nodes, edges, ends; JSON and GraphML in and out. No torch.
+"""The flow graph as plain data: nodes, edges and ends; reads and writes JSON, writes GraphML. No torch.
 
-Edges run with the computation: from a predecessor (parent) to the feature that continues it (child).
+Edges follow the forward pass, from a predecessor (parent) to the feature that continues it (child).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 FORMAT = "saeflow-graph"
 VERSION = 2
 READS = (1, 2)
-"""Version 1 has no p-values and no calibrated thresholds."""
+"""Versions that `from_json` accepts. Version 1 has no p-values and no calibrated thresholds."""
 
 
 CHANCE: Final = 0.05
-"""An edge whose p is above this is no better than chance."""
+"""An edge with a p-value above this is no better than chance."""
 
 
 class Direction(enum.StrEnum):
@@ -54,11 +54,11 @@ class Reason(enum.StrEnum):
 class Node:
     """A feature in a graph.
 
-    `scores` and `evolution` are None for features of a module, which have no predecessors; `evolution` is None for a
-    residual feature that was not matched to a layer below. `joins` names the modules that join here with a high score:
-    a linear circuit (section 3.4). `p` holds the p-values of the scores, where there is a null. `below` is the layer
-    the feature was matched to where that is not the one right below: a release that leaves layers out is matched to
-    the nearest that is there.
+    `scores` and `evolution` are None for module features, which have no predecessors; `evolution` is also None for a
+    residual feature that was not matched to a lower layer. `joins` lists the modules that join the flow here with a
+    high score: a linear circuit (section 3.4). `p` holds the p-values of the scores, if nulls were drawn. `below` is
+    the layer that the feature was matched to, if that is not the layer directly below: where a release skips layers,
+    features are matched to the nearest lower layer that has a dictionary.
     """
 
     feature: FeatureId
@@ -70,7 +70,7 @@ class Node:
 
     @property
     def sentence(self) -> str:
-        """What is known of where the feature comes from, in a sentence; empty for features of a module."""
+        """Where the feature comes from, in a sentence; empty for module features."""
         if self.feature.part is not Part.RES:
             return ""
         if self.evolution is None:
@@ -85,9 +85,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredNode(Node):
-    """A node of a prompt's graph (`saeflow.trace_text`): `kind` is feature, error or logit, `said` what was measured.
+    """A node of a prompt graph (`saeflow.trace_text`): `kind` is feature, error or logit, `said` what was measured.
 
-    Errors and logits have keys that are no features of a dictionary, and are spelled as their nodes are.
+    For errors and logits, `feature` is a key that stands for no dictionary feature and is written like a node id.
     """
 
     kind: str = "feature"
@@ -95,17 +95,17 @@ class MeasuredNode(Node):
 
     @property
     def sentence(self) -> str:
-        """What was measured of it."""
+        """The measurement in words."""
         return self.said
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """`child` continues `parent`, with the cosine of their rows. `rank` 0 is the best match.
+    """`child` continues `parent`; `score` is the cosine of their rows, `rank` 0 the best match.
 
-    `p` is the chance that a feature without a counterpart has a best match that good, where there is a
-    null: of matches looked for from the side the edge was found. `mutual` says whether each is the other's best
-    match; None where only one direction was matched.
+    `p` is the probability that a feature without a counterpart has a best match this good, under the null for the
+    matching direction in which the edge was found; None without a null. `mutual` says whether each feature is the
+    other's best match; None where only one direction was matched.
     """
 
     parent: FeatureId
@@ -117,18 +117,18 @@ class Edge:
 
     @property
     def by_chance(self) -> bool | None:
-        """Whether a feature without a counterpart has a best match that good in more than 1 of 20; None without p."""
+        """Whether more than 1 in 20 features without a counterpart have a best match this good; None without `p`."""
         return None if self.p is None else self.p > CHANCE
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEdge(Edge):
-    """An edge of a prompt's graph (`saeflow.trace_text`), beside whose cosine stands what was measured.
+    """An edge of a prompt graph (`saeflow.trace_text`), with measured effects in addition to the cosine.
 
-    `effect` is the share of the child's activation that goes when the parent is removed, `control` the same for another
-    active feature, None where there is none. `named` says whether matching names the parent; None where matching looks
-    for none, as of an error, of a logit or through a block. `link` says what the edge runs through. `direct`, of a
-    logit, is the share of it that the parent adds along the stream alone.
+    `effect` is the share of the child's activation that is lost when the parent is removed; `control` is the same for
+    another active feature, None if there is none. `named` says whether matching names the parent; None for edges that
+    matching does not consider: from errors, to logits or through a block. `link` says what the edge runs through.
+    `direct`, for logits, is the share that the parent contributes through the residual stream only.
     """
 
     effect: float = 0.0
@@ -140,7 +140,7 @@ class MeasuredEdge(Edge):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Where a flow stops, and why. `score` and `threshold` are set when a cut stopped it."""
+    """Where a flow stops, and why. `score` and `threshold` are set when the score fell below a cut."""
 
     feature: FeatureId
     direction: Direction
@@ -176,9 +176,9 @@ class End:
 class FlowGraph:
     """A feature's flow through the model.
 
-    `nodes` are in the order of computation; `span` is the first and last layer of a residual node
-    (l_start, l_end of appendix B.2), None when the graph has none. `p_floor` is the smallest p there can be. `steps`
-    names what stands in place of layers, such as checkpoints; it is empty where layers are layers.
+    `nodes` are in the order of computation; `span` is the first and last layer with a residual node (l_start, l_end of
+    appendix B.2), None without residual nodes. `p_floor` is the smallest p-value that the nulls allow. `steps` names
+    what takes the place of layers, such as checkpoints; it is empty for ordinary layers.
     """
 
     seed: FeatureId
@@ -192,7 +192,7 @@ class FlowGraph:
     steps: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """One line: nodes and edges of a deep graph fill pages."""
+        """A one-line summary: the nodes and edges of a deep graph would fill pages."""
         layers = "" if self.span is None else f", layers {self.span[0]} to {self.span[1]}"
         of = f" of {self.release}" if self.release else ""
         return f"<FlowGraph {self.seed}{of}: {len(self.nodes)} features, {len(self.edges)} edges{layers}>"
@@ -207,7 +207,7 @@ class FlowGraph:
         release: str = "",
         p_floor: float | None = None,
     ) -> FlowGraph:
-        """The graph of these parts in any order, with the span of its residual nodes."""
+        """Build a graph from nodes, edges and ends in any order; compute the span of its residual nodes."""
         ordered = tuple(sorted(nodes, key=lambda node: node.feature))
         layers = [node.feature.layer for node in ordered if node.feature.part is Part.RES]
         return FlowGraph(
@@ -223,7 +223,7 @@ class FlowGraph:
 
     @cached_property
     def by_feature(self) -> dict[FeatureId, Node]:
-        """Every node under its feature."""
+        """Every node, keyed by its feature."""
         return {node.feature: node for node in self.nodes}
 
     def parents(self, feature: FeatureId) -> tuple[Edge, ...]:
@@ -235,27 +235,27 @@ class FlowGraph:
         return tuple(sorted((e for e in self.edges if e.parent == feature), key=lambda e: -e.score))
 
     def layer_name(self, layer: int) -> str:
-        """What stands at a layer: `layer 3`, or the name of a step."""
+        """The name of a layer: `layer 3`, or that of a step."""
         return self.steps[layer] if layer < len(self.steps) else f"layer {layer}"
 
     @property
     def measured(self) -> bool:
-        """Whether it is the figure of a prompt's graph, whose edges have effects."""
+        """Whether this is the figure of a prompt graph, whose edges have measured effects."""
         return any(isinstance(node, MeasuredNode) for node in self.nodes)
 
     @property
     def circuits(self) -> tuple[Node, ...]:
-        """Nodes where a module joins with a high score (section 3.4)."""
+        """Nodes at which a module joins with a high score (section 3.4)."""
         return tuple(node for node in self.nodes if node.joins)
 
     def to_json(self) -> str:
-        """The graph as text that `from_json` reads back."""
+        """The graph as JSON text that `from_json` reads."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The graph as JSON values; features are written `24/res/14548`.
 
-        Calibrated thresholds are rows of layer, part, cut and the cut looking forward.
+        Calibrated thresholds are rows with layer, part, cut and `ahead`, the cut for matches found forward.
         """
         cuts = self.thresholds
         names = ("res", "module", "mlp", "att", "high", "fdr")
@@ -312,21 +312,21 @@ class FlowGraph:
             ) from None
 
     def to_pandas(self) -> pd.DataFrame:
-        """One edge a row: parent and child (names of features), score, rank, p, mutual, by_chance."""
+        """One row per edge: parent and child (names of features), score, rank, p, mutual, by_chance."""
         import pandas as pd
 
         return pd.DataFrame(self.to_dict()["edges"], columns=[*Edge.__dataclass_fields__, "by_chance"])
 
     def to_html(self) -> str:
-        """The graph as one page that opens offline, with the words of its release that are on this machine.
+        """The graph as a single page that opens offline, with the release's feature labels found on this machine.
 
-        `saeflow.render(graph, "html", words)` takes other words; `saeflow.report.exports` has other formats.
+        `saeflow.render(graph, "html", words)` takes other labels; `saeflow.report.exports` has other formats.
         """
-        # By name and at call time only: drawing needs labels and lies above graphs, but people look for it here.
+        # Imported by name at call time: rendering needs labels and sits in a layer above, but users look for it here.
         return import_module("saeflow.report.render").graph_html(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the page in a frame."""
+        """The page in a frame, for notebooks."""
         return import_module("saeflow.report.render").framed(self.to_html(), title=f"Feature flow of {self.seed}")
 
     def to_graphml(self) -> str:
@@ -336,7 +336,7 @@ class FlowGraph:
         return "\n".join(nx.generate_graphml(self.to_networkx())) + "\n"
 
     def to_networkx(self) -> Any:
-        """A `networkx.DiGraph` with one node per feature id and `score` on every edge."""
+        """A `networkx.DiGraph` with one node per feature; every edge has a `score`."""
         import networkx as nx
 
         graph = nx.DiGraph(seed=str(self.seed), release=self.release)
@@ -361,7 +361,7 @@ class FlowGraph:
 
 
 def _below(score: float | None, threshold: float | None) -> str:
-    """`0.31, below`; with more digits where two would make the score look like the threshold."""
+    """`0.31, below`, with more than two digits where rounding would make the score equal the threshold."""
     if score is None or threshold is None:
         return "below"
     digits = next((n for n in range(2, 8) if round(score, n) < round(threshold, n)), 8)

@@ -1,8 +1,8 @@
-"""A grown graph next to a published one: node by node, and the scores the text of a paper gives. No torch.
+"""Compare a traced graph with a published one: node by node, and by the scores that the paper's text gives. No torch.
 
 Published graphs are data, in `NAME.graphs.toml` next to the recipe of a release: the features, the parts that were
-matched, the thresholds the graph was grown with, and any scores. Growing a graph with those thresholds and
-comparing says whether weights and method give what was published.
+matched, the thresholds of the graph, and any scores. Tracing a graph with those thresholds and comparing it shows
+whether weights and method reproduce the publication.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from saeflow.reading import read_toml
 from saeflow.sources import releases
 
 ROUNDING: Final = 0.005
-"""What a score printed with two digits may differ from the score itself."""
+"""The largest rounding error of a score printed with two digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedScore:
-    """The cosine of a feature and its predecessor, as printed."""
+    """The cosine between a feature and its predecessor, as printed."""
 
     child: FeatureId
     parent: FeatureId
@@ -32,15 +32,15 @@ class PublishedScore:
 
 @dataclass(frozen=True)
 class PublishedGraph:
-    """A graph of a publication.
+    """A graph from a publication.
 
     Attributes:
-        source: the publication, and where in it.
-        seed: the feature it was grown from.
-        parts: the parts it shows; features of others are not compared.
-        thresholds: what it was grown with.
+        source: the publication, and where in it the graph is.
+        seed: the feature that the graph was traced from.
+        parts: the parts that it shows; features at other parts are not compared.
+        thresholds: the thresholds it was traced with.
         nodes: its features, in order of computation.
-        scores: the scores the publication gives.
+        scores: the scores that the publication gives.
     """
 
     source: str
@@ -53,7 +53,7 @@ class PublishedGraph:
 
 @dataclass(frozen=True, slots=True)
 class ComparedSite:
-    """What both graphs have at one site; the first of either is the only one in a graph of best matches."""
+    """The features of both graphs at one site; graphs of best matches (k = 1) usually have one feature per site."""
 
     site: Site
     published: tuple[FeatureId, ...]
@@ -61,26 +61,26 @@ class ComparedSite:
 
     @property
     def agrees(self) -> bool:
-        """Whether both have the same features there."""
+        """Whether both graphs have the same features here."""
         return self.published == self.found
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedScore:
-    """A printed score next to that of the same two features; None where the graph does not join them."""
+    """A printed score and the score of the same edge in the graph; None if the graph lacks the edge."""
 
     published: PublishedScore
     found: float | None
 
     @property
     def agrees(self) -> bool:
-        """Whether the score rounds to the printed one."""
+        """Whether the score agrees with the printed one to within rounding."""
         return self.found is not None and abs(self.found - self.published.score) <= ROUNDING + 1e-9
 
 
 @dataclass(frozen=True)
 class GraphComparison:
-    """A graph next to a published one, site by site from the last layer back, as the flow was followed."""
+    """A graph compared with a published one, site by site from the last layer back."""
 
     published: PublishedGraph
     sites: tuple[ComparedSite, ...]
@@ -93,7 +93,7 @@ class GraphComparison:
 
     @property
     def n_same(self) -> int:
-        """How many published features the graph has too."""
+        """How many of the published features the graph has."""
         return sum(len(set(site.published) & set(site.found)) for site in self.sites)
 
     @property
@@ -108,7 +108,7 @@ class GraphComparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; features are written `24/res/14548`."""
+        """The comparison as JSON values; features are written `24/res/14548`."""
         return {
             "source": self.published.source,
             "seed": str(self.published.seed),
@@ -138,10 +138,10 @@ class GraphComparison:
 
 
 def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
-    """The published graphs of a release; none where there is no such data. Parameters of the name do not count.
+    """The published graphs of a release; empty if there are none. Parameters in the name (after "@") are ignored.
 
     Raises:
-        BadFile: when the data next to the recipe is not as the head of this module says.
+        BadFile: when the data next to the recipe does not have the form described at the top of this module.
     """
     path = releases.RELEASES / f"{release.partition('@')[0]}{releases.BESIDE}.toml"
     if "/" in release or not path.is_file():
@@ -154,11 +154,11 @@ def published_graphs(release: str) -> tuple[PublishedGraph, ...]:
 
 
 def published_graph(release: str, seed: FeatureId) -> PublishedGraph:
-    """The published graph of a release that grows from `seed`.
+    """The published graph of a release whose seed is `seed`.
 
     Raises:
-        InvalidArgument: when there is none; the message lists the seeds there are.
-        BadFile: when the data is bad.
+        InvalidArgument: when there is none; the message lists the known seeds.
+        BadFile: when the data cannot be read.
     """
     graphs = published_graphs(release)
     for graph in graphs:
@@ -169,10 +169,10 @@ def published_graph(release: str, seed: FeatureId) -> PublishedGraph:
 
 
 def compare(graph: FlowGraph, published: PublishedGraph) -> GraphComparison:
-    """A graph next to a published one. Features of parts that the publication does not show are left out.
+    """Compare a graph with a published one. Features at parts that the publication does not show are left out.
 
     Raises:
-        InvalidArgument: when the graph grew from another feature.
+        InvalidArgument: when the graph has another seed.
     """
     if graph.seed != published.seed:
         raise InvalidArgument(

@@ -1,10 +1,10 @@
-"""What the three similarity scores of a residual feature say about it (section 3.3).
+"""How the three similarity scores of a residual feature are read (section 3.3).
 
     s(P) = max_k  f . W_dec[P]_k      for P in {R_{L-1}, M_L, A_L}, rows of unit norm
 
-The paper calls scores "high" and "low", "specific for each layer", and gives no number. Plain `Thresholds` draw
-one line for all three scores, `high`, apart from the cuts t(R) and t(M), t(A) that decide what stays in a
-graph. `Thresholds.calibrated` draws a line for each layer and part, from what matches score by chance.
+The paper calls scores "high" and "low", "specific for each layer", without giving numbers. Plain `Thresholds` use
+one line, `high`, for all three scores, separate from the cuts t(R), t(M) and t(A) that decide what stays in a
+graph. `Thresholds.calibrated` sets one line per layer and part, from the scores that matches reach by chance.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ T_MODULE: Final = 0.15
 """t(R), and t(M) = t(A), of appendix B.2."""
 
 HIGH: Final = 0.5
-"""Where plain thresholds draw the line between high and low scores."""
+"""The line between high and low scores in plain thresholds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """s(R), s(M), s(A) of one residual feature; None where no dictionary was matched."""
+    """s(R), s(M) and s(A) of one residual feature; None for a part that was not matched."""
 
     res: float | None = None
     mlp: float | None = None
     att: float | None = None
 
     def of(self, part: Part) -> float | None:
-        """The score against the predecessors at `part`."""
+        """The score against predecessors at `part`."""
         return {Part.RES: self.res, Part.MLP: self.mlp, Part.ATT: self.att}[part]
 
 
 @runtime_checkable
 class Calibrated(Protocol):
-    """What `Thresholds.calibrated` asks of an atlas."""
+    """What `Thresholds.calibrated` needs from an atlas."""
 
     def cuts(self, fdr: float) -> dict[tuple[Site, Site], float]:
-        """The lowest best score of each ordered pair that is significant at a false-discovery rate."""
+        """For each ordered pair, the lowest best-match score that is significant at a false-discovery rate."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Where a graph is cut, and which score counts as high. Cosines in [-1, 1].
+    """Where a graph is cut, and which scores count as high. Cosines in [-1, 1].
 
-    `res` is t(R): the flow stops where s(R) falls below it. `module` is t(M) and t(A): a module
-    feature below it is dropped; `mlp` and `att` override it for one part. Defaults are those of
-    appendix B.2; 0 for `res` follows the flow through the whole depth, as figure 2 does.
+    `res` is t(R): the flow stops where s(R) falls below it. `module` is t(M) and t(A): module features that score
+    lower are dropped; `mlp` and `att` override it for one part. The defaults are those of appendix B.2; `res` = 0
+    follows the flow through all layers, as figure 2 does.
 
     Attributes:
         res: t(R).
         module: t(M) and t(A).
-        mlp: t(M) where it is not `module`.
-        att: t(A) where it is not `module`.
+        mlp: t(M), if it differs from `module`.
+        att: t(A), if it differs from `module`.
         high: The line between high and low scores.
-        cuts: Calibrated cuts by the layer of the residual feature and the part of its predecessor. Where
-            there is one it replaces t and `high` alike.
-        ahead: The same for matches that are looked for forward, from the predecessor.
-        fdr: The false-discovery rate of the calibrated cuts, None for plain thresholds.
+        cuts: Calibrated cuts, keyed by the layer of the residual feature and the part of its predecessor. A
+            calibrated cut replaces both t and `high`.
+        ahead: The same for matches found forward, from the predecessor.
+        fdr: The false-discovery rate of the calibrated cuts; None for plain thresholds.
 
     Raises:
         InvalidArgument: for a threshold outside [-1, 1].
@@ -80,7 +80,7 @@ class Thresholds:
     fdr: float | None = None
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check all ranges."""
         named = {"res": self.res, "module": self.module, "mlp": self.mlp, "att": self.att, "high": self.high}
         layers = {f"{part.value} of layer {layer}": cut for (layer, part), cut in self.cuts.items()}
         for name, value in {**named, **layers}.items():
@@ -91,11 +91,11 @@ class Thresholds:
 
     @staticmethod
     def calibrated(atlas: Calibrated, fdr: float = 0.01) -> Thresholds:
-        """A threshold for each layer and part, from what a match scores by chance.
+        """Thresholds for each layer and part, set from the scores that matches reach by chance.
 
-        Of the best matches of all features of a pair of sites those at or above its cut are significant at
-        the false-discovery rate `fdr` (Benjamini and Hochberg 1995). The same cut is the line between high and
-        low. Pairs without a null keep the plain thresholds.
+        Among the best matches of all features of a pair of sites, those at or above the pair's cut are significant
+        at the false-discovery rate `fdr` (Benjamini and Hochberg 1995). The same cut is the line between high and
+        low scores. Pairs without a null keep the plain thresholds.
 
         Raises:
             InvalidArgument: when the atlas has no nulls (`saeflow atlas calibrate`), or `fdr` is not between
@@ -110,9 +110,9 @@ class Thresholds:
         return Thresholds(cuts=cuts, ahead=ahead, fdr=fdr)
 
     def of(self, part: Part, layer: int | None = None, *, ahead: bool = False) -> float:
-        """The cut that applies to predecessors at `part` of residual features in `layer`.
+        """The cut for predecessors at `part` of residual features in `layer`; without a layer, the plain cut.
 
-        `ahead` asks for the one of matches looked for forward. Without a layer, the plain cut.
+        With `ahead`, the cut for matches found forward.
         """
         found = None if layer is None else (self.ahead if ahead else self.cuts).get((layer, part))
         if found is not None:
@@ -123,7 +123,7 @@ class Thresholds:
         return self.module if own is None else own
 
     def line(self, part: Part, layer: int | None = None) -> float:
-        """From where a score against predecessors at `part` counts as high: the calibrated cut, or `high`."""
+        """The score from which a predecessor at `part` counts as high: the calibrated cut, or `high`."""
         found = None if layer is None else self.cuts.get((layer, part))
         return self.high if found is None else found
 
@@ -148,7 +148,7 @@ class Evolution(enum.StrEnum):
 
     @property
     def sentence(self) -> str:
-        """What the case means, in a sentence."""
+        """The meaning of the case, in a sentence."""
         return _SENTENCES[self]
 
 
@@ -161,7 +161,7 @@ _SENTENCES = {
 
 
 def evolution(scores: Scores, high: float | Mapping[Part, float]) -> Evolution:
-    """Cases A to D of section 3.3, with `high` as the line between high and low: one, or one a part."""
+    """Classify scores into cases A to D of section 3.3; `high` is one line for all parts, or one per part."""
 
     def reaches(part: Part) -> bool:
         score = scores.of(part)

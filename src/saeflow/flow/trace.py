@@ -1,16 +1,16 @@
 """Grow a flow graph from a seed (sections 3.3 and 3.4, appendix B.2). No torch.
 
-1. Backward: each residual feature asks its three predecessor sites for its best matches. Those at
-   R_{L-1} with a score of at least t(R) are followed further; those at M_L and A_L with at least t(M) and
-   t(A) are kept and not followed, since matching rows does not look inside a module.
-2. Forward: each feature asks the next residual site, and is followed while the score reaches t(R). The
-   residual features found get their modules too.
-3. Every residual feature carries s(R), s(M), s(A), the case A-D they make, and the modules that join with
-   a high score.
+1. Backward: for each residual feature, look up its best matches at the three predecessor sites. Matches at R_{L-1}
+   that reach t(R) are followed further; matches at M_L and A_L that reach t(M) and t(A) are kept but not
+   followed, since matching rows does not look inside a module.
+2. Forward: for each feature, look up its best matches at the next residual site and follow those that reach t(R)
+   (from a module feature, its part's t(M) or t(A)). The residual features found get their module features too.
+3. Every residual feature carries s(R), s(M), s(A), the resulting case A-D, and the modules that join with a high
+   score.
 4. Where a flow stops, the graph says why.
 
-Calibrated thresholds are those of the residual feature's layer. Where the matches come with nulls, every edge
-and every score carries its p-value.
+Calibrated thresholds are taken from the layer of the residual feature on the child side. If the matches come with
+nulls, every edge and every score carries a p-value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from saeflow.records import Match
 
 @runtime_checkable
 class Matches(Protocol):
-    """What `trace` asks of a MatchTable or an Atlas."""
+    """What `trace` needs from a MatchTable or an Atlas."""
 
     def has(self, source: Site, target: Site) -> bool:
         """Whether features of `source` were matched to those of `target`."""
@@ -40,24 +40,24 @@ class Matches(Protocol):
 
 @runtime_checkable
 class Null(Protocol):
-    """What a best match of a pair of sites scores by chance."""
+    """The scores that best matches between two sites reach by chance."""
 
     @property
     def floor(self) -> float:
-        """The smallest p there can be."""
+        """The smallest possible p-value."""
         ...
 
     def p_value(self, score: float) -> float:
-        """The share of null scores that reach `score`, never below the floor."""
+        """The share of null scores that reach `score`, but at least `floor`."""
         ...
 
 
 @runtime_checkable
 class WithNulls(Protocol):
-    """Matches that know what a score is by chance: an Atlas."""
+    """Matches that come with null distributions: an Atlas."""
 
     def null(self, source: Site, target: Site) -> Null | None:
-        """The null of matches of `source` at `target`, None where it was not drawn."""
+        """The null for matches of `source` at `target`; None if it was not drawn."""
         ...
 
 
@@ -73,25 +73,25 @@ def trace(
     """The flow graph of `seed`.
 
     Args:
-        seed: A feature of any part, or its name: `"4/res/72"`.
-        matches: Where matches come from; an Atlas, or anything with `has` and `best`.
+        seed: A feature at any part, or its name: `"4/res/72"`.
+        matches: The source of matches: an Atlas, or anything with `has` and `best`.
         thresholds: Where to cut; t(R) = 0.5 and t(M) = t(A) = 0.15 by default (B.2), or
             `Thresholds.calibrated(atlas)`.
-        k: How many matches of each site are considered; 1 gives the paper's many-to-one graph.
-        backward: Ask where the feature came from.
-        forward: Ask where it goes.
+        k: How many matches per site are considered; 1 gives the paper's many-to-one graph.
+        backward: Trace where the feature comes from.
+        forward: Trace where it goes.
 
     Raises:
-        InvalidId: when `seed` is the name of no feature.
+        InvalidId: when `seed` is not a valid feature name.
         UnknownSite: when there is no dictionary at the seed's site.
-        UnknownFeature: when the seed's index lies outside it.
-        InvalidArgument: when `k` is below 1 or more than `matches` keeps.
+        UnknownFeature: when the seed's index lies outside that dictionary.
+        InvalidArgument: when `k` is below 1 or above the number of matches that `matches` keeps.
     """
     if k < 1:
         raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
     seed = FeatureId.of(seed)
     growth = _Growth(matches, thresholds or Thresholds(), k)
-    # matches refuse a seed they do not know, before anything is grown
+    # `best` raises for an unknown seed, before anything is grown
     matches.best(seed, next(iter(neighbours(seed.site, matches)), seed.site.successor), 1)
     if backward:
         growth.grow(seed, growth.step_back)
@@ -102,9 +102,9 @@ def trace(
 
 
 def previous(site: Site, matches: Matches) -> Site | None:
-    """The nearest residual site below `site` that it was matched to: the layer before, where all layers are there.
+    """The nearest residual site below `site` that it was matched to: the previous layer, if no layer is left out.
 
-    None where it was matched to none, and for the site of a module.
+    None if it was matched to none, and for module sites.
     """
     if site.part is not Part.RES:
         return None
@@ -113,9 +113,10 @@ def previous(site: Site, matches: Matches) -> Site | None:
 
 
 def following(site: Site, matches: Matches) -> Site | None:
-    """The nearest residual site that `site` writes into and was matched to; None where there is none.
+    """The nearest residual site that `site` writes into and was matched to; None if there is none.
 
-    Of a module that is its own layer's; of a residual site the layer after, where all layers are there.
+    For a module, that is the residual site of the same layer; for a residual site, that of the next layer, if no layer
+    is left out.
     """
     if site.part is not Part.RES:
         return site.successor if matches.has(site, site.successor) else None
@@ -125,26 +126,26 @@ def following(site: Site, matches: Matches) -> Site | None:
 
 
 def neighbours(site: Site, matches: Matches) -> tuple[Site, ...]:
-    """Every site next to `site` in a flow that it was matched to: before it, its modules, after it."""
+    """Every site adjacent to `site` in a flow that it was matched to: the previous site, its modules, the next site."""
     modules = (near for near in site.modules if matches.has(site, near))
     found = (previous(site, matches), *modules, following(site, matches))
     return tuple(near for near in found if near is not None)
 
 
 def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: float | None) -> Edge:
-    """The edge between a feature and one of its matches at a site before or after it.
+    """The edge between a feature and one of its matches at an earlier or later site.
 
     Args:
-        feature: the side that was asked for its matches.
-        match: one of them.
-        rank: its place among them; 0 is the best.
-        matches: where it comes from, asked whether each is the other's best.
+        feature: the feature whose matches were looked up.
+        match: one of its matches.
+        rank: the rank of the match; 0 is the best.
+        matches: the source of the match, used to check whether each feature is the other's best match.
         p: the p-value of the match.
     """
 
     def is_best(one: FeatureId, other: FeatureId) -> bool | None:
         if not matches.has(one.site, other.site):
-            return None  # nobody looked from this side
+            return None  # this direction was not matched
         best = matches.best(one, other.site, 1)
         return bool(best) and best[0].feature == other
 
@@ -155,19 +156,19 @@ def edge_to(feature: FeatureId, match: Match, rank: int, matches: Matches, p: fl
 
 
 def null_of(matches: Matches, source: Site, target: Site) -> Null | None:
-    """What matches of `source` at `target` score by chance; None where it was not drawn."""
+    """The null for matches of `source` at `target`; None if it was not drawn."""
     return matches.null(source, target) if isinstance(matches, WithNulls) else None
 
 
 def keep_better(edges: dict[tuple[FeatureId, FeatureId], Edge], edge: Edge) -> None:
-    """One edge for each pair of features: found from both sides or in several graphs, the better rank counts."""
+    """Keep one edge per pair of features: if found from both sides or in several graphs, the one of better rank."""
     known = edges.get((edge.parent, edge.child))
     if known is None or edge.rank < known.rank:
         edges[edge.parent, edge.child] = edge
 
 
 class _Growth:
-    """A graph while it grows: features in `nodes`, edges by their two ends."""
+    """A graph while it grows; edges are keyed by (parent, child)."""
 
     def __init__(self, matches: Matches, thresholds: Thresholds, k: int) -> None:
         self.matches = matches
@@ -179,7 +180,7 @@ class _Growth:
         self.floor = 0.0
 
     def grow(self, seed: FeatureId, step: Callable[[FeatureId], list[FeatureId]]) -> None:
-        """Apply `step` to the seed and to everything it returns, each feature once."""
+        """Apply `step` to the seed and to every feature it returns, each feature once."""
         seen = {seed}
         front = [seed]
         while front:
@@ -207,7 +208,7 @@ class _Growth:
         return self._follow(parent, following(parent.site, self.matches), Direction.FORWARD)
 
     def _add_modules(self, child: FeatureId) -> None:
-        """Keep the module features that reach t(M) and t(A)."""
+        """Add the module features that reach t(M) and t(A)."""
         for part in (Part.MLP, Part.ATT):
             for rank, match in enumerate(self._best(child, Site(child.layer, part))):
                 if match.score >= self.thresholds.of(part, child.layer):
@@ -215,14 +216,14 @@ class _Growth:
                     self._keep(child, match, rank)
 
     def _follow(self, feature: FeatureId, target: Site | None, direction: Direction) -> list[FeatureId]:
-        """Edges to the matches at `target` that reach the cut; the end of the flow when none does, or no table."""
+        """Add edges to the matches at `target` that reach the cut, else an end; return the features to follow."""
         if target is None:
             sites: tuple[Site, ...] = getattr(self.matches, "sites", ())
             last = max((site.layer for site in sites if site.part is Part.RES), default=-1)
             beyond = direction is Direction.FORWARD and feature.site.successor.layer > last >= 0
             self._end(feature, direction, Reason.LAST_LAYER if beyond else Reason.NO_TABLE)
             return []
-        # A module feature enters the stream where it reaches its own part's cut, t(M) or t(A).
+        # A module feature enters the stream if its match reaches the cut of its own part, t(M) or t(A).
         back = direction is Direction.BACKWARD
         child = feature.site if back else target
         cut = self.thresholds.of(feature.part, child.layer, ahead=not back)
@@ -244,7 +245,7 @@ class _Growth:
         return self.matches.best(feature, target, self.k)
 
     def _p(self, source: Site, match: Match) -> float | None:
-        """The p-value of a match of a feature of `source`, where there is a null."""
+        """The p-value of a match of a feature at `source`; None without a null."""
         null = null_of(self.matches, source, match.feature.site)
         if null is None:
             return None
@@ -252,7 +253,7 @@ class _Growth:
         return null.p_value(match.score)
 
     def _keep(self, feature: FeatureId, match: Match, rank: int) -> None:
-        """Keep the edge of a match."""
+        """Add the edge of a match."""
         keep_better(self.edges, edge_to(feature, match, rank, self.matches, self._p(feature.site, match)))
 
     def _end(
@@ -266,7 +267,7 @@ class _Growth:
         self.ends[feature, direction] = End(feature, direction, reason, score, threshold)
 
     def _node(self, feature: FeatureId) -> Node:
-        """A feature with its scores, its case and the modules that join it."""
+        """The node of a feature, with its scores, its case and the modules that join."""
         if feature.part is not Part.RES:
             return Node(feature)
         below = previous(feature.site, self.matches)
@@ -287,6 +288,6 @@ class _Growth:
         return Node(feature, scores, case, joins, None if p == Scores() else p, gap)
 
     def finish(self, seed: FeatureId, release: str) -> FlowGraph:
-        """The graph, with the scores and the case of every node."""
+        """Build the graph, with the scores and the case of every node."""
         nodes, edges, ends = map(self._node, self.nodes), self.edges.values(), self.ends.values()
         return FlowGraph.of(seed, list(nodes), edges, ends, self.thresholds, release, self.floor or None)

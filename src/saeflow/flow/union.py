@@ -1,8 +1,8 @@
-"""Several graphs as one, more of the neighbours of a node, and fewer layers. No torch.
+"""Join several graphs, show more neighbours of a node, or restrict a graph to some layers. No torch.
 
-`trace` follows what reaches the thresholds. Someone who reads a graph wants two more things of it: two graphs side
-by side in one picture (`union`), and what was left out around one node (`expand`). Scores, cases and p-values of a
-feature do not depend on the graph it is in, so joining graphs of the same thresholds loses nothing.
+`trace` follows what reaches the thresholds. Readers also want to see several graphs in one picture (`union`) and what
+was cut off around a node (`expand`). A feature's scores, case and p-values do not depend on the graph it is in, so
+joining graphs that share their thresholds loses nothing.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ from saeflow.flow.trace import Matches, edge_to, keep_better, neighbours, null_o
 from saeflow.ids import FeatureId, Part, Site
 
 MORE = 2
-"""Matches that an expanded node shows beyond those its graph follows."""
+"""How many matches an expanded node shows beyond those that its graph follows."""
 
 
 def union(graphs: Sequence[FlowGraph]) -> FlowGraph:
-    """The graphs as one: every node and edge once, with the seed of the first.
+    """Join graphs into one that holds every node and edge once and has the seed of the first graph.
 
-    Of an edge that several graphs hold the better rank stays. An end stays only where no graph continues: what stopped
-    one graph at a feature does not end the whole when another follows it further.
+    If several graphs hold an edge, the better rank is kept. An end is kept only if no graph continues there.
 
     Raises:
-        InvalidArgument: for no graph, or graphs of different releases or thresholds, whose cases cannot stand in one
-            picture.
+        InvalidArgument: for no graph, or graphs of different releases or thresholds, whose cases are not comparable.
     """
     if not graphs:
         raise InvalidArgument("no graph was given to join. Give one or more.")
@@ -50,20 +48,21 @@ def union(graphs: Sequence[FlowGraph]) -> FlowGraph:
 
 
 def expand(graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *, k: int, modules: int = 1) -> FlowGraph:
-    """The graph with the best `k` matches of some of its features at every neighbouring site.
+    """The graph with the best `k` matches, at every adjacent site, of some of its features added.
 
-    These are shown whatever they score, so that what a threshold cut off can be read. A residual feature that is
-    added so brings the modules that reach t(M) and t(A), the best `modules` of each, as in the rest of the graph.
+    They are added whatever their score, so that the reader sees what a threshold cut off. A residual feature that is
+    added brings along its best `modules` matches at each module that reach t(M) or t(A), as in the rest of the graph.
 
     Args:
-        graph: a graph that `trace` or `union` made.
-        features: nodes of it.
-        matches: what it was grown in.
-        k: matches of each site.
-        modules: matches of each module of what is added; the `k` of the graph.
+        graph: a graph made by `trace` or `union`.
+        features: nodes to expand.
+        matches: the matches that the graph was grown from.
+        k: how many matches per site are added.
+        modules: how many matches per module an added feature brings along; use the `k` of the graph.
 
     Raises:
-        InvalidArgument: when a feature is not a node of the graph, or `k` is below 1 or more than `matches` keeps.
+        InvalidArgument: when a feature is not a node of the graph, or `k` is below 1 or above the number of matches
+            that `matches` keeps.
     """
     chosen = tuple(dict.fromkeys(features))
     if strange := [str(feature) for feature in chosen if feature not in graph.by_feature]:
@@ -88,17 +87,17 @@ def expand(graph: FlowGraph, features: Iterable[FeatureId], matches: Matches, *,
         for edge in near:
             edges.setdefault((edge.parent, edge.child), edge)
             for side in (edge.parent, edge.child):
-                if side not in known:  # with the scores and the case that a graph of its own would give it
+                if side not in known:  # a graph of this feature only gives it its scores and case
                     alone = trace(side, matches, thresholds=graph.thresholds, backward=False, forward=False)
                     known[side] = alone.nodes[0]
     return _whole(graph, known.values(), edges.values(), graph.ends, graph.p_floor)
 
 
 def within(graph: FlowGraph, first: int | None, last: int | None) -> FlowGraph:
-    """The part of a graph from layer `first` to layer `last`, both included; None for as far as it goes.
+    """The part of a graph from layer `first` to layer `last`, both included; None sets no limit.
 
     Raises:
-        InvalidArgument: when the seed lies outside, or `last` comes before `first`.
+        InvalidArgument: when the seed lies outside these layers, or `last` comes before `first`.
     """
     if first is None and last is None:
         return graph
@@ -118,7 +117,7 @@ def within(graph: FlowGraph, first: int | None, last: int | None) -> FlowGraph:
 def _whole(
     graph: FlowGraph, nodes: Iterable[Node], edges: Iterable[Edge], ends: Iterable[End], floor: float | None
 ) -> FlowGraph:
-    """A graph like `graph` of other parts, without ends that are none."""
+    """A graph like `graph` with other nodes, edges and ends, without the ends at which some edge continues."""
     edges = list(edges)
     into = {edge.child for edge in edges if edge.parent.part is Part.RES}
     out_of = {edge.parent for edge in edges}
@@ -132,7 +131,7 @@ def _whole(
 
 
 def _edges(feature: FeatureId, target: Site, matches: Matches, k: int) -> list[Edge]:
-    """Edges to the best `k` matches of a feature at a neighbouring site; none where it was not matched."""
+    """Edges to the best `k` matches of a feature at an adjacent site; empty if the sites were not matched."""
     if not matches.has(feature.site, target):
         return []
     null = null_of(matches, feature.site, target)

@@ -1,4 +1,4 @@
-"""Matching features of two dictionaries, and the atlas of all matches of a release (section 3.2).
+"""Match the features of two dictionaries, and collect the matches of a release in an atlas (section 3.2).
 
-`table` and `atlas` read results and need no torch; `cosine` and `build` compute them and do.
+`table` and `atlas` read results without torch; `methods` and `build` compute them and need it.
 """

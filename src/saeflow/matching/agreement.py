@@ -1,7 +1,7 @@
-"""How often two methods name the same predecessor. No torch: tables are read, nothing else.
+"""How often two methods name the same predecessor. Only reads tables, without torch.
 
-For every residual feature and each of its predecessor sites (section 3.3) two methods each name a best match.
-The share of features for which it is the same feature says how much hangs on the choice of the method.
+For every residual feature, each method names a best match at each predecessor site (section 3.3). The share of
+features for which two methods name the same one shows how much depends on the choice of the method.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from saeflow.matching.table import MatchTable
 
 @dataclass(frozen=True, slots=True)
 class AgreementRow:
-    """Two methods at the predecessors of one part, for the residual features of one layer.
+    """Agreement of two methods on the predecessors of one part, for the residual features of one layer.
 
     Attributes:
-        method_a: Whose best match is looked for.
-        method_b: Where it is looked for.
-        part: The part of the predecessors: at `res` those of the layer before.
+        method_a: The method whose best match is looked up.
+        method_b: The method among whose matches it is looked up.
+        part: The part of the predecessors; for `res` they are in the layer before.
         layer: The layer of the residual features.
         same: Share of features whose best match is the same under both, in [0, 1].
         in_top_k: Share whose best match under `method_a` is among all that `method_b` keeps, in [0, 1].
-        n: How many features both methods give a match. 0 makes both shares NaN.
+        n: Number of features to which both methods give a match. If 0, both shares are NaN.
     """
 
     method_a: str
@@ -43,7 +43,7 @@ class AgreementRow:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Every two methods, both ways, at every layer and part."""
+    """Agreement of every two methods, in both directions, at every layer and part."""
 
     rows: tuple[AgreementRow, ...]
 
@@ -53,7 +53,7 @@ class Agreement:
         return tuple(dict.fromkeys(row.method_a for row in self.rows))
 
     def share(self, method_a: str, method_b: str, part: Part | None = None) -> tuple[float, float, int]:
-        """(same, in_top_k, n) of two methods over all layers, of one part or of all; features count alike.
+        """(same, in_top_k, n) of two methods over all layers, for one part or all; all features have equal weight.
 
         Raises:
             InvalidArgument: when the two were not compared there.
@@ -76,11 +76,11 @@ class Agreement:
 def agreement(tables: Mapping[str, Mapping[Pair, MatchTable]]) -> Agreement:
     """Compare methods by the tables they made, each an Atlas or a dict of tables by (source, target).
 
-    Counted are pairs of a residual site and one of its predecessors that both methods have. Features that a
-    one-to-one method leaves without a partner are left out where it takes part.
+    The comparison covers pairs of a residual site and one of its predecessors that both methods have. It leaves out
+    features without a match under either method, such as those that a one-to-one method leaves without a partner.
 
     Raises:
-        InvalidArgument: when no two methods share such a pair, or their tables are of other dictionaries.
+        InvalidArgument: when no two methods share such a pair, or their tables are from different dictionaries.
     """
     rows: list[AgreementRow] = []
     for (name_a, of_a), (name_b, of_b) in permutations(tables.items(), 2):

@@ -1,8 +1,8 @@
-"""The atlas: every match table a flow graph of a release needs. No torch.
+"""The atlas: every match table a flow graph of a release needs. Works without torch.
 
-A folder with `atlas.json` (what was matched, how, a sha256 of every table and a checksum of every block of its
-rows) and one safetensors file per ordered pair of sites. Tens of MB for a release of tens of GB; with it a graph
-needs no weights.
+An atlas is a folder with `atlas.json` (what was matched and how, the sha256 of every table, and a checksum of every
+block of its rows) and one safetensors file per ordered pair of sites. It takes tens of MB for a release of tens of
+GB, and graphs made from it need no weights.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ VERSION = 1
 MANIFEST = "atlas.json"
 _TENSORS: Final = frozenset({".safetensors", ".npz", ".pt", ".pth", ".bin"})
 _SAMPLE: Final = 1 << 16
-"""Bytes read at either end of a file of tensors: training it again changes both."""
+"""Bytes read at either end of a tensor file to recognise it: retraining changes both ends."""
 Pair = tuple[Site, Site]
 
 
 def flow_pairs(sites: list[Site]) -> list[Pair]:
-    """Pairs (residual site, predecessor) that a flow graph needs, in order, from the sites there are.
+    """The pairs (residual site, predecessor) among `sites` that a flow graph needs, in order.
 
-    Predecessors are the modules of the same layer and the nearest residual site below: R_{L-1} of the paper (section
-    3.3) where every layer has a dictionary.
+    Predecessors are the modules of the same layer and the nearest residual site below, which is the paper's R_{L-1}
+    (section 3.3) if every layer has a dictionary.
     """
     present, pairs = set(sites), list[Pair]()
     residual = sorted(site for site in present if site.part is Part.RES)
@@ -61,7 +61,7 @@ def flow_pairs(sites: list[Site]) -> list[Pair]:
 
 
 def both_ways(pair: Pair) -> tuple[Pair, Pair]:
-    """A pair there and back."""
+    """A pair in both directions."""
     return pair, (pair[1], pair[0])
 
 
@@ -73,10 +73,10 @@ else:  # naming the type would import numpy
 
 @dataclass(frozen=True, eq=False)
 class Atlas(_Tables):
-    """Match tables of a release, read from disk at first use, when its checksum is compared.
+    """The match tables of a release, each read from disk and compared with its checksum at first use.
 
     `atlas[source, target]` is the table of best matches in `target` for the features of `source`; `best` reads
-    single rows, which needs no numpy. `weights` holds a digest of the decoder of each site that was matched, empty in
+    single rows, which needs no numpy. `weights` holds a digest of the decoder of each matched site; it is empty in
     atlases of earlier versions.
     """
 
@@ -100,7 +100,7 @@ class Atlas(_Tables):
         return f"Atlas({self.release!r}, model {self.model!r}, {self.method}, {many}, k = {self.k})"
 
     def to_pandas(self) -> pd.DataFrame:
-        """One table a row: source and target site, and the size of its file in bytes; reads no table."""
+        """One row per table: source and target site, and the size of its file in bytes; reads no table."""
         import pandas as pd
 
         rows = [
@@ -123,10 +123,10 @@ class Atlas(_Tables):
         return tuple(sorted({site for pair in self.files for site in pair}))
 
     def __getitem__(self, pair: tuple[SiteLike, SiteLike]) -> MatchTable:
-        """The table from `pair[0]` to `pair[1]`; `atlas["4/res", "3/res"]`.
+        """The table from `pair[0]` to `pair[1]`, such as `atlas["4/res", "3/res"]`.
 
         Raises:
-            InvalidId: when a name is that of no site.
+            InvalidId: when a name does not denote a site.
             UnknownSite: when the atlas has no such table.
             CorruptAtlas: when the file no longer has the checksum the atlas states.
         """
@@ -140,7 +140,7 @@ class Atlas(_Tables):
         return self._tables[pair]
 
     def _file(self, pair: Pair) -> tuple[Path, str | None]:
-        """Where the table of a pair is, and the checksum to compare, if any."""
+        """The path of a pair's table, and the checksum to compare it with, if any."""
         if pair not in self.files:
             raise UnknownSite(self._no_table(*pair))
         name, digest = self.files[pair]
@@ -164,7 +164,8 @@ class Atlas(_Tables):
         Raises:
             UnknownSite: when the atlas has no such table.
             UnknownFeature: when the index lies outside the dictionary.
-            InvalidArgument: when `k` is larger than what the atlas keeps.
+            InvalidArgument: when `k` is below 1 or larger than what the atlas keeps.
+            CorruptAtlas: when the file no longer has the checksum the atlas states.
         """
         if k is not None and not 1 <= k <= self.k:
             raise InvalidArgument(
@@ -180,7 +181,7 @@ class Atlas(_Tables):
 
     @cached_property
     def nulls(self) -> Nulls:
-        """What best matches score by chance, for each ordered pair; empty before `calibrate`.
+        """The null distribution of best scores of each ordered pair; empty before `calibrate`.
 
         Raises:
             CorruptAtlas: when the file no longer has the checksum the atlas states.
@@ -193,13 +194,14 @@ class Atlas(_Tables):
         return read_nulls(self.folder / name)
 
     def null(self, source: Site, target: Site) -> NullDistribution | None:
-        """What the best match at `target` of a feature of `source` scores by chance, if it was drawn."""
+        """The null distribution of best scores at `target` for features of `source`; None if it was not drawn."""
         return self.nulls.get((source, target))
 
     def cuts(self, fdr: float) -> dict[Pair, float]:
         """The lowest best score of each ordered pair that is significant at a false-discovery rate.
 
-        1.0 where none is; a warning says so where the null has too few scores to tell, and how many it needs.
+        1.0 where no score is significant. If that is because a null has too few scores, a warning says how many it
+        needs.
 
         Raises:
             InvalidArgument: when the atlas has no nulls, or `fdr` is not between 0 and 1.
@@ -226,7 +228,7 @@ class Atlas(_Tables):
         return {pair: cut(null, best[pair], fdr) for pair, null in self.nulls.items()}
 
     def verify(self) -> None:
-        """Read every table's bytes and compare their checksums.
+        """Read every file of the atlas and compare its checksum.
 
         Raises:
             CorruptAtlas: naming the first file that is missing or differs.
@@ -250,18 +252,18 @@ class Atlas(_Tables):
 
 
 def table_file(source: Site, target: Site) -> str:
-    """The name of the file of the table from `source` to `target`."""
+    """The file name of the table from `source` to `target`."""
     return f"{source.layer}.{source.part.value}-{target.layer}.{target.part.value}.safetensors"
 
 
 def table_entry(folder: Path, source: Site, target: Site) -> tuple[str, str]:
-    """A table that was written, as `Atlas.files` lists it: the name of its file and its sha256."""
+    """The entry of a written table in `Atlas.files`: its file name and its sha256."""
     name = table_file(source, target)
     return name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
 def save_manifest(atlas: Atlas) -> None:
-    """Write `atlas.json`, which makes the folder an atlas. Called when every table is there."""
+    """Write `atlas.json`, which makes the folder an atlas. To be called once every table is written."""
     tables = [
         {
             "source": str(source),
@@ -292,13 +294,13 @@ def save_manifest(atlas: Atlas) -> None:
 def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
     """Open an atlas: "demo" or another pack, a folder, or the name of one built into the cache folder.
 
-    What is read of a table is compared with its checksum when it is first read; `verify` of the atlas compares all.
+    Each part of a table is compared with its checksum when it is first read; `Atlas.verify` compares all files.
     `verify=False` trusts the files.
 
     Raises:
-        UnknownRelease: when there is no such atlas; says how to build it.
+        UnknownRelease: when there is no such atlas; the message says how to build it.
         BadFile: when `atlas.json` cannot be read.
-        CorruptAtlas: when its version or a checksum does not agree (`verify=False` skips checksums).
+        CorruptAtlas: when its version or a checksum differs (`verify=False` skips checksums).
     """
     folder = _locate(str(name))
     path = folder / MANIFEST
@@ -339,7 +341,7 @@ def open_atlas(name: str | Path, *, verify: bool = True) -> Atlas:
 
 
 def _hex(sums: tuple[int, ...]) -> str:
-    """Checksums of blocks in eight digits each."""
+    """The checksums of blocks, as eight hexadecimal digits each."""
     return "".join(f"{value:08x}" for value in sums)
 
 
@@ -348,15 +350,15 @@ def _from_hex(text: str) -> tuple[int, ...]:
 
 
 def atlas_cache() -> Path:
-    """Where atlases built by name are kept."""
+    """The folder of atlases built by name."""
     return cache_folder() / "atlases"
 
 
 def atlas_folder(release: str | Path, method: str = "cosine") -> Path:
-    """Where the atlas of a release is kept in the cache: under its name, and that of a folder under its content.
+    """The cache folder of a release's atlas, named after the release; for a local folder, also after its content.
 
-    Two folders that a path names at different times, or from different places, stay apart; a folder that moves keeps
-    its atlas. Reads a little of every file of tensors in it.
+    Folders that have the same path at different times, or in different places, stay apart; a folder that moves
+    without being renamed keeps its atlas. Reads a little of every tensor file in the folder.
     """
     name, pattern = folder_and_pattern(str(release))
     folder = Path(name).expanduser()
@@ -367,21 +369,21 @@ def atlas_folder(release: str | Path, method: str = "cosine") -> Path:
 
 
 def own_copy(atlas: Atlas) -> Atlas:
-    """An atlas that may be written: that of a pack as its copy in the cache, any other as it is."""
+    """An atlas that may be written to: for a pack, a copy in the cache; otherwise the atlas itself."""
     pack = pack_folder(atlas.release)
     if pack is None or atlas.folder != pack / "atlas":
         return atlas
     digest = hashlib.sha256((atlas.folder / MANIFEST).read_bytes()).hexdigest()[:16]
     place = atlas_cache() / f"{atlas.release}-{digest}"
     if not (place / MANIFEST).is_file():
-        files = [path for path in atlas.folder.iterdir() if path.is_file()]  # its words are found in the pack
-        for path in sorted(files, key=lambda path: path.name == MANIFEST):  # which comes last
+        files = [path for path in atlas.folder.iterdir() if path.is_file()]  # its words are read from the pack
+        for path in sorted(files, key=lambda path: path.name == MANIFEST):  # the manifest comes last
             write_atomic(place / path.name, path.read_bytes())
     return open_atlas(place)
 
 
 def _content(folder: Path) -> str:
-    """A digest of the files of tensors in a folder: their names, sizes, beginnings and ends; "" where there is none."""
+    """A digest of the tensor files in a folder: their names, sizes, beginnings and ends; "" if there are none."""
     if not folder.is_dir():
         return ""
     found: list[str] = []
@@ -398,7 +400,7 @@ def _content(folder: Path) -> str:
 
 
 def _inside(folder: Path, name: str) -> str:
-    """A file name from a manifest, refused when it leaves the folder."""
+    """A file name from a manifest; refused if it leaves the folder."""
     if Path(name).name != name:
         raise CorruptAtlas(f"{folder / MANIFEST} names the file {name!r}, which lies outside the atlas. {AGAIN}")
     return name

@@ -1,25 +1,25 @@
 """Build an atlas: match every pair of sites that a flow graph needs.
 
-Each pair is matched in one pass for both directions and written at once, so a killed build resumes with the pairs that
-are missing. A table that is there is kept when it was made from the same two dictionaries (by fingerprint) with the
-same k. Where pairs are matched is an engine's business (`saeflow.engines`); in this process the next pair is read and
-hashed while one is matched.
+Each pair is matched in one pass for both directions and written immediately, so a killed build resumes with the missing
+pairs. An existing table is kept if it was made from the same two dictionaries (by fingerprint) with the same method and
+k. An engine (`saeflow.engines`) decides where pairs are matched; in this process the next pair is read and hashed while
+one is matched.
 
-Dictionaries that are too large for one machine are matched by shards of rows, with an exact merge of their top-k:
+Dictionaries that are too large for one machine are matched in shards of rows, with an exact merge of their top-k:
 
-    1. Each side is cut into shards of rows, read from its file by range. A worker holds two of them.
-    2. One unit of work is a shard of one side with a shard of the other: the k best both ways (section 3.2).
-    3. The k best of a feature over all shards are the k best of those of each shard: nothing else can be among them.
-       The driver merges, best first, the lower row first where scores are equal to the bit.
+    1. Each side is cut into shards of rows, read from its file by range. A worker keeps two of them.
+    2. A unit of work matches a shard of one side with a shard of the other: the k best both ways (section 3.2).
+    3. Each of a feature's k best matches is among the k best of its shard, so merging the shards' k best is exact.
+       The driver merges them best first; scores equal to the bit put the lower row first.
 
-The tables are those of the whole match, to the bit: a score does not depend on the tile it was found in (`topk`). Only
-place k is open where several rows score equal to the bit, as it is in the whole match.
+The tables equal those of an unsharded match to the bit, because a score does not depend on the tile it was found in
+(`topk`). Only place k is undetermined where several rows tie to the bit, as it is in an unsharded match.
 
-    OUT/parts/2.res-1.res.0-3.{digest}.safetensors    a unit that is done, until its pair is
+    OUT/parts/2.res-1.res.0-3.{digest}.safetensors    a finished unit, kept until its pair is finished
 
-An atlas names its features by number. Used with retrained weights, every answer would be about other features and look
-as good as a right one. So atlases state a digest of the decoder of each site (`sources.weights.digest`), which no
-processor, device or file format changes, and `refuse_other_weights` compares them wherever tables meet dictionaries.
+An atlas names features by number. With retrained weights, every answer would be about different features, yet look as
+good as a right one. So an atlas states a digest of each site's decoder (`sources.weights.digest`), which does not
+depend on processor, device or file format, and `refuse_other_weights` compares it wherever tables meet dictionaries.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ from saeflow.sources.library import DictionarySet
 from saeflow.version import __version__
 
 KEPT: Final = 3
-"""Sites whose rows a worker keeps; with the one that is read, four dictionaries are in memory."""
+"""Sites whose rows a worker keeps; with the one being read, four dictionaries are in memory."""
 PARTS: Final = "parts"
 KEPT_SHARDS: Final = 2
-"""Shards a worker keeps; with the one that is read, three are in memory."""
+"""Shards a worker keeps; with the one being read, three are in memory."""
 
 Bounds = tuple[tuple[int, int], ...]
 ShardEnd = tuple[Site, EdgeEnd, int, int]
@@ -97,21 +97,21 @@ def build_atlas(
     engine: Engine | None = None,
     shard_rows: int | None = None,
 ) -> Atlas:
-    """Match all pairs of the flow, both directions, into the folder `out`.
+    """Match all pairs of the flow in both directions, and write the atlas to the folder `out`.
 
-    At most four dictionaries are in the memory of a process at a time; with `shard_rows` three shards.
+    A process has at most four dictionaries in memory at a time, or three shards with `shard_rows`.
 
     Args:
-        dictionaries: What to match; each is read when its turn comes, and forgotten after.
+        dictionaries: What to match; each is read when it is needed, and unloaded afterwards.
         out: Folder of the atlas. Tables in it that were made from the same weights in the same way are kept.
-        k: How many matches of each feature are kept: 5, or 1 for a one-to-one method, when not given.
+        k: Matches kept per feature; by default 5, or 1 for a one-to-one method.
         method: A name in `METHODS`. Thresholds of flow graphs are meant for cosines.
         release: Name of the dictionaries, for the manifest.
         model: Name of the model, for the manifest.
         projector: The model, needed where attention dictionaries live in z.
-        progress: Called with (pairs done, pairs in all, the pair begun last); with shards for each of these.
+        progress: Called with (pairs done, pairs in all, the pair begun last); with `shard_rows`, also for every unit.
         engine: Where pairs are matched; this process when None. The tables do not depend on it.
-        shard_rows: Match by shards of about so many rows, read by range: the same tables from less memory.
+        shard_rows: Match in shards of about this many rows, read by range: the same tables with less memory.
 
     Raises:
         UnknownSite: when no two sites of the release are neighbours in the flow.
@@ -149,12 +149,11 @@ def compare_methods(
     partial: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[Pair, MatchTable]]:
-    """Tables of all pairs of the flow, both directions, under each method: {method: {(source, target): table}}.
+    """Match all pairs of the flow in both directions by each method: {method: {(source, target): table}}.
 
-    Methods that rank keep `k` matches, or all features of the smaller side where it has fewer; one-to-one
-    methods keep one. At most four dictionaries are in memory at a time. What a method cannot do with one of
-    the dictionaries is refused before anything is matched; with `partial`, such pairs are missing from the
-    tables of that method instead.
+    Ranking methods keep `k` matches, or as many as the smaller side has features; one-to-one methods keep one.
+    At most four dictionaries are in memory at a time. A method that cannot match one of the dictionaries is
+    refused before anything is matched; with `partial`, the pairs concerned are left out of its tables instead.
 
     Raises:
         UnknownSite: when no two sites are neighbours in the flow.
@@ -163,7 +162,7 @@ def compare_methods(
         BadFile: when a tensor that is read is bad.
     """
     pairs = _pairs_of(dictionaries)
-    # 1. what cannot be done
+    # 1. find what a method cannot match
     refused: set[tuple[str, Pair]] = set()
     for method in methods:
         find_method(method)
@@ -175,7 +174,7 @@ def compare_methods(
                     raise
                 refused |= {(method, pair) for pair in pairs if (site, end) in sides_of(pair)}
             dictionaries[site].unload()
-    # 2. every pair by every method, while its dictionaries are in memory
+    # 2. match each pair by every method, while its dictionaries are in memory
     made: dict[str, dict[Pair, MatchTable]] = {method: {} for method in methods}
     for done, pair in enumerate(pairs):
         a, b = (dictionaries[site] for site in pair)
@@ -208,7 +207,7 @@ def _pairs_of(dictionaries: Mapping[Site, Dictionary]) -> list[Pair]:
 
 @dataclass(frozen=True, slots=True)
 class PairUnit:
-    """Two sites to match, and how the tables on disk were made, both ways."""
+    """Two sites to match, and the provenance of their tables on disk, in both directions."""
 
     pair: Pair
     on_disk: tuple[Provenance | None, Provenance | None]
@@ -216,9 +215,9 @@ class PairUnit:
 
 @dataclass(frozen=True, eq=False)
 class MatchPair:
-    """Matches a pair both ways. A worker keeps the rows of the sites it saw last.
+    """Matches a pair in both directions. A worker keeps the rows of the sites it used last.
 
-    Where `order` lists the pairs as they will come, the sites of the next pair are read and hashed meanwhile.
+    If `order` lists the pairs as they will come, the sites of the next pair are read and hashed meanwhile.
     """
 
     dictionaries: Mapping[Site, Dictionary]
@@ -229,7 +228,7 @@ class MatchPair:
     _rows: RowCache[Side, Rows] = field(default_factory=lambda: RowCache(KEPT), repr=False)
 
     def __call__(self, unit: PairUnit) -> tuple[bytes, bytes] | None:
-        """Both tables as bytes, for the driver to write, or None where those on disk are current."""
+        """Both tables as bytes, for the driver to write, or None if those on disk are current."""
         a, b = (self._rows.get(side, bind(self._read, side)) for side in sides_of(unit.pair))
         if unit.pair in self.order[:-1]:
             for side in sides_of(self.order[self.order.index(unit.pair) + 1]):
@@ -244,13 +243,13 @@ class MatchPair:
         dictionary = self.dictionaries[side[0]]
         rows = rows_of(dictionary, side[1], self.method, self.projector)
         dictionary.unload()
-        dictionary.digest()  # kept for the manifest, where the weights are a file
+        dictionary.digest()  # cached for the manifest if the weights are in a file
         _ = rows.fingerprint, rows.live
         return rows
 
 
 def _build_whole(work: MatchPair, pairs: list[Pair], out: Path, engine: Engine, progress: Progress | None) -> None:
-    """Match the pairs whose tables on disk are missing or not current, and write what comes back."""
+    """Match the pairs whose tables on disk are missing or not current, and write their tables."""
     done = 0
 
     def units() -> Iterator[tuple[int, PairUnit]]:
@@ -267,7 +266,7 @@ def _build_whole(work: MatchPair, pairs: list[Pair], out: Path, engine: Engine, 
 
 
 def _on_disk(out: Path, pair: Pair) -> tuple[Provenance | None, Provenance | None]:
-    """How the tables of a pair in the folder `out` were made, both ways."""
+    """The provenance of a pair's tables in the folder `out`, in both directions."""
     there, back = (provenance_on_disk(out / table_file(*way)) for way in both_ways(pair))
     return there, back
 
@@ -277,7 +276,7 @@ def _on_disk(out: Path, pair: Pair) -> tuple[Provenance | None, Provenance | Non
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What one side is: where its shards begin and end, a digest of each, and the fingerprint of all its rows."""
+    """The identity of one side: the bounds of its shards, a digest of each, and the fingerprint of all its rows."""
 
     bounds: Bounds
     shards: tuple[str, ...]
@@ -288,15 +287,15 @@ def shard_bounds(n: int, rows: int, k: int) -> Bounds:
     """Where the shards of `n` rows begin and end: about `rows` each, never fewer than `k`.
 
     Raises:
-        InvalidArgument: when shards of so many rows, or the side itself, cannot hold k matches.
+        InvalidArgument: when shards of this size, or the side itself, cannot hold k matches.
     """
     if rows < k or n < k or k < 1:
         raise InvalidArgument(
             f"k={k} matches were asked of {n} rows in shards of {rows}. Give k between 1 and both of these."
         )
-    step = -(-rows // COLUMNS) * COLUMNS if rows >= COLUMNS else rows
+    step = -(-rows // COLUMNS) * COLUMNS if rows >= COLUMNS else rows  # large shards are whole tiles of `topk`
     starts = list(range(0, n, step))
-    if n - starts[-1] < k:
+    if n - starts[-1] < k:  # a rest too small for k matches joins the shard before
         starts.pop()
     return tuple(zip(starts, [*starts[1:], n], strict=True))
 
@@ -307,7 +306,7 @@ def merge_best(
     more: Int64[np.ndarray, "n k"],
     more_score: Float32[np.ndarray, "n k"],
 ) -> tuple[Int64[np.ndarray, "n k"], Float32[np.ndarray, "n k"]]:
-    """The k best of both: higher scores first, then lower rows. The order of merging does not matter."""
+    """The k best of two sets of matches: higher scores first, then lower rows. The order of merging does not matter."""
     k = index.shape[1]
     index, score = np.concatenate([index, more], axis=1), np.concatenate([score, more_score], axis=1)
     order = np.lexsort((index, -score), axis=1)[:, :k]
@@ -316,7 +315,7 @@ def merge_best(
 
 @dataclass(frozen=True)
 class HashRows:
-    """The digests of one side, read shard by shard."""
+    """Computes the digests of one side, reading it shard by shard."""
 
     dictionaries: Mapping[Site, Dictionary]
     method: str
@@ -325,7 +324,7 @@ class HashRows:
     projector: AttentionWriter | None = None
 
     def __call__(self, side: Side) -> Digests:
-        """Where the shards of one side begin and end, and their digests."""
+        """The bounds and digests of one side's shards, and the fingerprint of all its rows."""
         site, end = side
         bounds = shard_bounds(self.dictionaries[site].n_features, self.rows, self.k)
         whole, shards = hashlib.sha256(), list[str]()
@@ -338,7 +337,7 @@ class HashRows:
 
 @dataclass(frozen=True, slots=True)
 class ShardUnit:
-    """Rows of a source against rows of a target."""
+    """A shard of a source and a shard of a target to match."""
 
     source: ShardEnd
     target: ShardEnd
@@ -346,7 +345,7 @@ class ShardUnit:
 
 @dataclass(frozen=True, eq=False)
 class MatchShards:
-    """Matches two shards both ways. A worker keeps the rows of the shards it saw last."""
+    """Matches two shards in both directions. A worker keeps the rows of the shards it used last."""
 
     dictionaries: Mapping[Site, Dictionary]
     method: str
@@ -355,7 +354,7 @@ class MatchShards:
     _rows: RowCache[ShardEnd, Rows] = field(default_factory=lambda: RowCache(KEPT_SHARDS), repr=False)
 
     def __call__(self, unit: ShardUnit) -> bytes:
-        """The k best of every row of either shard in the other, as the bytes of a part."""
+        """The k best matches of every row of either shard in the other, as the bytes of a part."""
 
         def read(shard: ShardEnd) -> Rows:
             site, end, start, stop = shard
@@ -375,14 +374,14 @@ class MatchShards:
 
 @dataclass(frozen=True)
 class ShardedBuild:
-    """Match pairs of sites by shards into the folder of an atlas.
+    """Matches pairs of sites in shards, and writes the tables to the folder of an atlas.
 
     Attributes:
-        dictionaries: what is matched; rows are read by range.
-        out: the folder.
+        dictionaries: what to match; rows are read by range.
+        out: folder of the atlas.
         method: a name in `METHODS` that is not one-to-one.
-        k: how many matches of each feature are kept.
-        rows: about how many rows a shard has.
+        k: matches kept per feature.
+        rows: approximate number of rows in a shard.
         projector: the model, needed where attention dictionaries live in z.
     """
 
@@ -397,29 +396,29 @@ class ShardedBuild:
         """Match, write and merge; yields (units done, units in all, what was done last).
 
         Raises:
-            InvalidArgument: for a one-to-one method, which looks at all rows at once; for a `k` out of range.
-            WidthMismatch, BadFile: as matching does.
+            InvalidArgument: for a one-to-one method, which needs all rows at once, or when `k` is out of range.
+            WidthMismatch, BadFile: as `match`.
         """
         if find_method(self.method).one_to_one:
             raise InvalidArgument(
                 f"method {self.method!r} pairs features one to one and needs all rows at once. Match it without "
                 "--shard-rows, or take a method that keeps the best of each feature, such as cosine."
             )
-        # 1. what every side is
+        # 1. fingerprint every side
         sides = sorted({side for pair in pairs for side in sides_of(pair)})
         digests: dict[Side, Digests] = {}
         hashing = HashRows(self.dictionaries, self.method, self.rows, self.k, self.projector)
         for number, found in engine.run(hashing, enumerate(sides), name="fingerprints"):
             digests[sides[number]] = found
             yield len(digests), len(sides), f"fingerprint of {sides[number][0]}"
-        # 2. the units of the pairs whose tables are not current, with the file each is kept in
+        # 2. list the units of the pairs whose tables are not current, with the file that keeps each
         grids = {pair: self._units(pair, digests) for pair in pairs if not self._is_current(pair, digests)}
         every = [(pair, unit, path) for pair, units in grids.items() for unit, path in units]
         left = {pair: sum(not path.is_file() for _, path in units) for pair, units in grids.items()}
         done = len(every) - sum(left.values())
         for pair in [pair for pair, n in left.items() if n == 0]:
             self._merge(pair, grids[pair], digests)
-        # 3. what is missing; a pair is merged after its last unit
+        # 3. match the missing units; a pair is merged after its last unit
         work = MatchShards(self.dictionaries, self.method, self.k, self.projector)
         missing = ((number, unit) for number, (_, unit, path) in enumerate(every) if not path.is_file())
         for number, data in engine.run(work, missing, name="shards"):
@@ -430,7 +429,7 @@ class ShardedBuild:
             if left[pair] == 0:
                 self._merge(pair, grids[pair], digests)
             yield done, len(every), f"{pair[0]} and {pair[1]}"
-        # 4. parts of other weights, or of another k
+        # 4. remove parts left by other weights or another k
         for path in (self.out / PARTS).glob("*.safetensors"):
             path.unlink()
         if (self.out / PARTS).is_dir():
@@ -442,9 +441,10 @@ class ShardedBuild:
         return _on_disk(self.out, pair) == tuple(Provenance(self.method, self.k, *made_from) for made_from in ways)
 
     def _units(self, pair: Pair, digests: Mapping[Side, Digests]) -> list[tuple[ShardUnit, Path]]:
-        """Every shard of one side with every shard of the other, there and back, so one side stays in memory.
+        """Every shard of one side with every shard of the other, and the file that keeps the finished unit.
 
-        Each with the file it is kept in when it is done, named after what was matched and how.
+        The order reverses from row to row, so that consecutive units share a shard in memory. The file is named
+        after what was matched and how.
         """
         one, other = sides_of(pair)
         stem = table_file(*pair).removesuffix(".safetensors")
@@ -459,7 +459,7 @@ class ShardedBuild:
         return units
 
     def _merge(self, pair: Pair, units: list[tuple[ShardUnit, Path]], digests: Mapping[Side, Digests]) -> None:
-        """Both tables of a pair from its parts, which are removed."""
+        """Write both tables of a pair from its parts, and remove the parts."""
         first, second = (digests[side] for side in sides_of(pair))
         for name, way, own, other in zip(
             ("forward", "backward"), both_ways(pair), (first, second), (second, first), strict=True
@@ -489,7 +489,7 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
 
 
 def weights_of(dictionaries: Mapping[Site, Dictionary], sites: Iterable[Site]) -> dict[Site, str]:
-    """The digest of the decoder of each site.
+    """The digest of each site's decoder.
 
     Raises:
         BadFile: when a decoder cannot be read.
@@ -506,13 +506,13 @@ def other_weights(
 ) -> list[Site]:
     """The sites whose dictionary is not the one the atlas was made from.
 
-    Atlases of earlier versions state no digests: for them the fingerprints of their tables are compared, unless a
-    dictionary lives in z and no model is given. What would have to be fetched from a hub first is not looked at.
+    Atlases of earlier versions state no digests; for these the fingerprints of their tables are compared, unless a
+    dictionary lives in z and no model is given. Dictionaries that would have to be fetched from a hub are skipped.
 
     Args:
-        atlas: whose tables are used.
-        dictionaries: what they are used with; sites it lacks are not looked at.
-        sites: those that are used; all of the atlas when None.
+        atlas: the atlas whose tables are used.
+        dictionaries: the dictionaries they are used with; sites without one are skipped.
+        sites: the sites that are used; all sites of the atlas when None.
         projector: the model.
 
     Raises:

@@ -1,18 +1,18 @@
-"""What a best match scores by chance, for every pair of sites of an atlas: beyond the paper.
+"""Null distributions of best-match scores for every pair of sites of an atlas. This goes beyond the paper.
 
 Section 3.3 calls scores "high" and "low", "specific for each layer", and gives no rule. Here a null is drawn for
-each ordered pair of sites: rows that have no counterpart at the target, and the best score of each. From it
-come p-values and thresholds (`null`). Four kinds of rows:
+each ordered pair of sites: the best scores of rows that have no counterpart at the target. p-values and thresholds
+follow from it (`null`). There are four kinds of null rows:
 
-    rotation   the source's rows after a random rotation, which is a uniform direction for each row
+    rotation   the source's rows after a random rotation, which gives each row a uniformly random direction
     moments    Gaussian rows with the mean and the covariance of the source's rows, at unit norm
-    families   those of `moments`, which share with rows of the target what a real row shares with all but its best
-    far        the rows of the same part at least half the depth away from the target
+    families   rows of `moments` that also share with the target what a real row shares with all but its best match
+    far        rows of the source's part at least half the depth away from the target
 
-A rotation destroys what every row of a stream shares, its mean direction and its few strong directions, so
-that nearly everything is significant. `moments` keeps both and destroys which feature is which. Rows far away
-share them too, and also real features that live through half the model. Where features come in families of alike ones,
-`moments` calls their members predecessors of each other; `families` does not. docs/calibration.md measures the four;
+`rotation` destroys what all rows of a stream share, a mean direction and a few strong directions, so that nearly
+everything is significant. `moments` keeps both and destroys the identity of features. `far` keeps them too, and also
+real features that persist through half the model. Where features come in families of similar ones, `moments` calls
+the members of a family predecessors of each other; `families` does not. docs/calibration.md measures the four;
 `moments` is the default.
 """
 
@@ -45,14 +45,14 @@ from saeflow.sources.dictionary import AttentionWriter, Dictionary
 Kind = Literal["rotation", "moments", "families", "far"]
 KINDS: Final[tuple[Kind, ...]] = ("rotation", "moments", "families", "far")
 _RELATIVES: Final = 8
-"""Rows of the target whose mean stands for the family of a row."""
+"""Rows of the target whose mean represents the family of a row."""
 
 
 def rotated(rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator) -> Float[Tensor, "k d_model"]:
-    """`n` unit rows, each as a random rotation of a unit row leaves it: uniform over directions.
+    """`n` unit rows, each distributed as a randomly rotated unit row: uniform over directions.
 
     A rotation of all rows at once (Haar, by QR of a Gaussian) gives every row this distribution; drawn one by
-    one they are independent too.
+    one, rows are also independent.
     """
     return _unit(torch.randn(n, rows.shape[1], generator=generator).to(rows))
 
@@ -60,8 +60,8 @@ def rotated(rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator
 def like_moments(rows: Float[Tensor, "n d_model"], n: int, generator: torch.Generator) -> Float[Tensor, "k d_model"]:
     """`n` Gaussian rows with the mean and the covariance of `rows`, at unit norm.
 
-    m + (1 / sqrt(N)) sum_i g_i (f_i - m), with g_i standard normal: exact also where rows span less than
-    the whole space, and no matrix is decomposed.
+    Each is m + (1 / sqrt(N)) sum_i g_i (f_i - m), over the N rows f_i, with g_i standard normal. This is exact even
+    if the rows do not span the whole space, and decomposes no matrix.
     """
     mean = rows.mean(dim=0)
     weights = torch.randn(n, len(rows), generator=generator).to(rows) / len(rows) ** 0.5
@@ -71,11 +71,11 @@ def like_moments(rows: Float[Tensor, "n d_model"], n: int, generator: torch.Gene
 def like_families(
     rows: Float[Tensor, "n d_model"], target: Float[Tensor, "n_target d_model"], n: int, generator: torch.Generator
 ) -> Float[Tensor, "k d_model"]:
-    """`n` rows that lie in the families that `rows` have at the target, and are otherwise like `like_moments`.
+    """`n` rows that lie in the families of `rows` at the target, and otherwise resemble those of `like_moments`.
 
-    c m + sqrt(1 - c^2) z, where m is the mean direction of the 8 rows of `target` nearest to a row f, its best match
-    left out, c = f . m, and z a row of `like_moments` orthogonal to m. On planted rows the rate held with and without
-    families, at the price of matches that are found (docs/calibration.md).
+    Each is c m + sqrt(1 - c^2) z, where m is the mean direction of the 8 rows of `target` nearest to a row f, except
+    its best match, c = f . m, and z is a row of `like_moments` made orthogonal to m. On planted rows the false rate
+    held with and without families, at the price of finding fewer matches (docs/calibration.md).
     """
     drawn = like_moments(rows, n, generator)
     relatives = min(_RELATIVES, len(target) - 1)
@@ -92,8 +92,8 @@ def like_families(
 def far_sites(source: Site, target: Site, sites: Sequence[Site]) -> list[Site]:
     """Sites of the source's part at least half the depth away from `target`: 13 layers of 26, 3 of 6.
 
-    Half the depth is what the middle layer has on either side, so every layer has a layer that far away. A
-    layer next to the target is never far, so a release of three layers or fewer has none for some.
+    The middle layer has half the depth on either side, so every layer has a layer that far away. A layer next to
+    the target is never far, so in a release of three layers or fewer some targets have no far site.
     """
     layers = [site.layer for site in sites]
     half = max((max(layers) - min(layers)) / 2, 2)
@@ -103,12 +103,12 @@ def far_sites(source: Site, target: Site, sites: Sequence[Site]) -> list[Site]:
 def draw_null(
     source: Rows, target: Rows, null: Kind | str, *, rows: int = 2048, rotations: int = 8, seed: int = 0
 ) -> NullDistribution:
-    """The best scores at `target` of `rows` times `rotations` rows drawn after those of `source`; any null but "far".
+    """Draw the null of best scores at `target`, from `rows` times `rotations` rows modelled on those of `source`.
 
-    Both need a row that has a direction.
+    Draws any null except "far". Both sides need at least one row that has a direction.
 
     Raises:
-        InvalidArgument: for another null.
+        InvalidArgument: for any other null.
     """
     if null not in KINDS[:3]:
         raise InvalidArgument(f"there is no null {null!r} of two dictionaries. Known: {', '.join(KINDS[:3])}.")
@@ -136,23 +136,23 @@ def calibrate(
     """Add a null for every table of `atlas` to its folder, and return the atlas with it.
 
     `rows` times `rotations` null rows are drawn for each ordered pair, 16,384 by default: as much work as
-    matching once more where dictionaries are that wide. p-values can then not be below 1 in 16,385, and
-    a pair where fewer than about 0.6 % of the features have a real match may keep none at a rate of 1 %:
-    draw more there. A killed run resumes with the pairs that are missing.
+    matching dictionaries of that width once more. p-values then cannot fall below 1 in 16,385, and a pair
+    where fewer than about 0.6 % of the features have a real match may keep none at a rate of 1 %: draw more
+    rows there. A killed run resumes with the missing pairs.
 
     Args:
-        dictionaries: What the atlas was built from.
-        atlas: Made by "cosine".
+        dictionaries: The dictionaries the atlas was built from.
+        atlas: An atlas made by "cosine".
         rows: Null rows drawn at a time.
-        rotations: How often; for "far", rows are drawn without repetition from what there is.
-        seed: Each pair has its own generator, made from this and from its name.
-        null: Which rows; see the head of this file.
+        rotations: How many times they are drawn; for "far", from how many sites at most, without repetition.
+        seed: Seed of all draws; each pair has its own generator, derived from the seed and the pair's sites.
+        null: Kind of null rows; see the module docstring.
         projector: The model, needed where attention dictionaries live in z.
         progress: Called with (done, total, what is being done).
 
     Raises:
-        InvalidArgument: for a number or a name out of range, an atlas of another method, or dictionaries that
-            are not those it was built from.
+        InvalidArgument: for a number out of range, an unknown null, an atlas of another method, or dictionaries
+            other than those it was built from.
         UnknownSite: when a site of the atlas has no dictionary, or "far" finds no site far enough.
     """
     if atlas.method != "cosine":
@@ -176,7 +176,7 @@ def calibrate(
         if progress:
             progress(done, len(pairs), f"{pair[0]} to {pair[1]}")
         sides = [draw.side(site) for site in pair]
-        if not all(len(side.matched) for side in sides):  # without a row that has a direction there is no null
+        if not all(len(side.matched) for side in sides):  # a side without any direction has no null
             continue
         made_from = [side.fingerprint for side in sides]
         key = json.dumps([null, rows, rotations, seed, *map(str, pair), *made_from])
@@ -195,14 +195,14 @@ def calibrate(
     save_manifest(replace(atlas, calibration=(FILE, hashlib.sha256(data).hexdigest())))
     for part in done_here:
         part.unlink(missing_ok=True)
-    with suppress(OSError):  # another process may be at work in it
+    with suppress(OSError):  # another process may still be using it
         work.rmdir()
     return open_atlas(atlas.folder)
 
 
 @dataclass(frozen=True, eq=False)
 class _Draw:
-    """Null rows for the sites of an atlas; the directions of sites that are still needed stay in memory."""
+    """Draws the nulls of an atlas; the directions of sites that are still needed stay in memory."""
 
     dictionaries: Mapping[Site, Dictionary]
     projector: AttentionWriter | None
@@ -217,7 +217,7 @@ class _Draw:
         return {}
 
     def null(self, source: Site, target: Site) -> NullDistribution:
-        """The best scores at `target` of rows drawn after those of `source`."""
+        """Draw the null of best scores at `target` for features of `source`."""
         if self.kind != "far":
             how = {"rows": self.rows, "rotations": self.rotations, "seed": self.seed}
             return draw_null(self.side(source), self.side(target), self.kind, **how)
@@ -228,7 +228,7 @@ class _Draw:
         return NullDistribution.of(source, target, self.kind, scores, self.seed)
 
     def _far(self, source: Site, target: Site, generator: torch.Generator) -> Iterator[Tensor]:
-        """Up to `rows` rows of each far site, taken without repetition, of `rotations` sites at most."""
+        """Yield up to `rows` rows of each far site, without repetition, from the `rotations` farthest sites at most."""
         sites = far_sites(source, target, self.sites)
         if not sites:
             raise UnknownSite(
@@ -241,7 +241,7 @@ class _Draw:
             yield rows[torch.randperm(len(rows), generator=generator)[: self.rows].to(rows.device)]
 
     def side(self, site: Site) -> Rows:
-        """The directions of a site, read when they are not in memory."""
+        """The directions of a site, read if they are not in memory."""
         if site not in self._sides:
             if site not in self.dictionaries:
                 raise UnknownSite(f"there is no dictionary at {site}, which the atlas has. Give them all.")
@@ -256,7 +256,7 @@ class _Draw:
 
 
 def _generator(seed: int, null: str, source: Site, target: Site) -> torch.Generator:
-    """One of its own for each null of an ordered pair of sites."""
+    """A separate generator for each kind of null and ordered pair of sites."""
     digest = hashlib.sha256(json.dumps([seed, null, str(source), str(target)]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
 

@@ -2,25 +2,25 @@
 
     r = (n Sxy - Sx Sy) / sqrt((n Sxx - Sx^2) (n Syy - Sy^2))        sums over n tokens, in float64
 
-1. The texts are cut into batches of a few texts. For each batch the model runs once, each dictionary encodes the hidden
-   states of its site, and what is active on the tokens that count goes to disk: one shard per batch and site.
-2. Each pair of sites is correlated from there, both directions at once. The sums of products Sxy of one source feature
-   with all targets are one sparse product over the tokens it fires on; a block of sources is correlated, ranked along
-   both axes and forgotten. The matrix of all pairs is never whole in memory, and a pair that never fires together has
-   its exact, slightly negative r.
+1. The texts are split into batches of a few. For each batch the model runs once, each dictionary encodes the hidden
+   states of its site, and the active features on the tokens that count go to disk: one shard per batch and site.
+2. Each pair of sites is correlated from these shards, both directions at once. The sums of products Sxy of one source
+   feature with all targets are one sparse product over the tokens it fires on; a block of sources is correlated, ranked
+   along both axes and discarded. The full matrix is never in memory, and two features that never fire together still
+   get their exact, slightly negative r.
 3. The tables make an atlas with the method "pearson", and the activations are removed.
 
-With the method "transport" the second step is that of `matching.transport`: what features fire on is compared, as
-hidden states of one reference site, which are read in one more pass.
+With the method "transport", `matching.transport` takes the place of step 2: it compares the tokens that features fire
+on, represented by hidden states at one reference site, which take one more pass.
 
-Every file appears whole or not at all, and is bound by digests to the tokens, the model and the dictionaries that made
-it, so a killed run resumes where it stopped and ends with the same bytes.
+Every file appears whole or not at all, and digests bind it to the tokens, the model and the dictionaries it was made
+from, so a killed run resumes where it stopped and ends with the same bytes.
 
-A position that is massive at either site of a pair (`sources.massive`) does not count for that pair: there hundreds of
-features may fire at a hundred times their usual strength, and r would be about that token alone.
+A position that is massive at either site of a pair (`sources.massive`) does not count for that pair: hundreds of
+features may fire there at a hundred times their usual strength, and r would describe only that token.
 
-A feature that never fires, or fires alike on every token, has no correlation with anything. Such a feature matches
-nothing: it is no match of any other, and has none itself.
+A feature that never fires, or fires equally on every token, has no defined correlation: it has no matches, and is not
+a match of any other feature.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ BLOCK: Final = 256
 _FORMAT: Final = "saeflow-correlation"
 _SHARDS: Final = "activations"
 MASSIVE: Final = "massive"
-"""Key of `correlation.json`: how many positions did not count, by site; missing where there are none."""
+"""Key of `correlation.json`: how many positions are massive, by site; missing if there are none."""
 _FIRST, _MOST_WAITING = 16, 4_000_000
+"""Sources seen before the first ranking of candidates, and candidates that wait for a ranking at most."""
 _CONSTANT = 1e-9
-"""Where variance / mean square is below this, float32 activations do not tell it from 0."""
+"""Below this ratio of variance to mean square, float32 activations do not distinguish the variance from 0."""
 
 
 def correlate(
@@ -109,38 +110,37 @@ def correlate(
     reference: Site | None = None,
     progress: Progress | None = None,
 ) -> Atlas:
-    """An atlas in the folder `out` whose scores are Pearson correlations over `texts`, in [-1, 1].
+    """Build an atlas in the folder `out` whose scores are Pearson correlations over `texts`, in [-1, 1].
 
-    With the method "transport" they are those of `matching.transport`, in [-1, 1] too. The same texts give the same
-    atlas. The paper uses 100,000 tokens. Until the
-    end an active feature of a token takes 8 bytes on disk; in memory, about 40 for the pair of sites in
-    hand. A feature that never fires has no match: see `top_correlations` for what its row says.
+    With the method "transport" the scores are those of `matching.transport`, also in [-1, 1]. The same texts give the
+    same atlas. The paper uses 100,000 tokens. Each active feature of a token takes 8 bytes on disk until the end, and
+    about 40 bytes in memory while its pair of sites is matched. A feature that never fires has no match: see
+    `top_correlations` for its row.
 
     Args:
         model: The model the dictionaries were trained on.
         dictionaries: Dictionaries by site; a `DictionarySet` reads each when it is used.
-        texts: What to run, in order.
+        texts: Texts to run, in order.
         out: Folder of the atlas; a killed run resumes there.
-        k: How many matches of each feature to keep.
+        k: Matches to keep per feature.
         pairs: Ordered pairs of sites to match, each in both directions; those of a flow graph by default.
         max_length: Cut each text to this many tokens, the begin-of-text token included.
         max_tokens: Stop after this many tokens that are not special.
         texts_at_once: Texts in one forward pass and one shard.
-        sites_at_once: How many dictionaries are in memory at a time, all by default; fewer take more passes
-            over the texts.
+        sites_at_once: Dictionaries in memory at a time, all by default; fewer take more passes over the texts.
         release: Name to write into the atlas.
-        keep_activations: Leave them in `out`, for another `k`.
+        keep_activations: Leave the activations in `out`, for a run with another `k`.
         method: "pearson" or "transport".
         reference: Residual site whose hidden states are transported; by default the one in the middle of the model.
         progress: Called with (done, total, what is being done).
 
     Raises:
         UnknownSite: when a site of `pairs` has no dictionary, or no two sites are neighbours in the flow.
-        InvalidArgument: for texts with fewer than two tokens, a number out of range, or a folder that
-            holds other files, an unknown method, or a reference that is not read.
+        InvalidArgument: for texts with fewer than two tokens, a number out of range, a folder that holds other
+            files, an unknown method, or a reference for the method "pearson".
         WidthMismatch: when a dictionary does not fit the model.
     """
-    # 1. what is wanted, and a folder that may be written into
+    # 1. check the arguments, and that the folder may be written to
     out = Path(out)
     numbers = {"k": k, "max_tokens": max_tokens, "texts_at_once": texts_at_once, "sites_at_once": sites_at_once}
     for name, number in numbers.items():
@@ -160,7 +160,7 @@ def correlate(
     if method == TRANSPORT:
         reference = reference or Site(model.n_layers // 2, Part.RES)
     writers = _begin(out, shards, wanted, max_length, reference)
-    # 2. activations at the sites of pairs whose tables are not there
+    # 2. write the activations at the sites of pairs whose tables are missing
     missing = [
         pair for pair in wanted if not all(_is_done(out / table_file(*way), k, method) for way in both_ways(pair))
     ]
@@ -170,7 +170,7 @@ def correlate(
         said = cast("dict[str, Any]", read_json(out / RUN))
         said[MASSIVE] = said.get(MASSIVE, {}) | massive
         write_atomic(out / RUN, (json.dumps(said, indent=1) + "\n").encode())
-    # 3. tables
+    # 3. match these pairs and write their tables
     transported = _Transport(shards, reference) if reference is not None and missing else None
     for done, pair in enumerate(missing):
         if progress:
@@ -191,7 +191,7 @@ def correlate(
 
 
 def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None) -> list[Pair]:
-    """The pairs to match; of a pair and its reverse, the first."""
+    """The pairs to match; if a pair and its reverse are given, only the first of them."""
     wanted = flow_pairs(list(dictionaries)) if pairs is None else list(pairs)
     have = ", ".join(str(s) for s in sorted(dictionaries)) or "none"
     for site in (site for pair in wanted for site in pair):
@@ -210,7 +210,7 @@ def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None
 def _begin(
     out: Path, shards: ActivationShards, pairs: Sequence[Pair], max_length: int | None, reference: Site | None
 ) -> dict[Site, str]:
-    """State the run in `correlation.json`, drop what another run left; fingerprints of the decoders."""
+    """Describe the run in `correlation.json`, remove what another run left, and return the decoders' fingerprints."""
     writers: dict[Site, str] = {}
     encoders: dict[str, str] = {}
     for site in sorted({site for pair in pairs for site in pair}):
@@ -242,7 +242,7 @@ def _begin(
         for table in out.glob("*.safetensors"):
             table.unlink()
     write_atomic(out / RUN, (json.dumps(stated, indent=1) + "\n").encode())
-    # until the end nothing may vouch for tables that are being replaced
+    # no manifest may vouch for tables while they are being replaced
     (out / MANIFEST).unlink(missing_ok=True)
     return writers
 
@@ -260,7 +260,7 @@ def _is_done(path: Path, k: int, method: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ActivationShards:
-    """The active features of some batches of text at the sites of `dictionaries`, as shards under `folder`."""
+    """The active features of batches of text at the sites of `dictionaries`, as shards under `folder`."""
 
     folder: Path
     batches: list[TextBatch]
@@ -279,7 +279,7 @@ class ActivationShards:
 
     @cached_property
     def key(self) -> str:
-        """A digest of the model, of the tokens and of which of them count."""
+        """A digest of the model, the tokens, and which of them count."""
         digest = hashlib.sha256(model_digest(self.model).encode())
         for tensor in (t for batch in self.batches for t in (batch.tokens.input_ids, batch.real)):
             digest.update(repr(tuple(tensor.shape)).encode())
@@ -287,7 +287,7 @@ class ActivationShards:
         return digest.hexdigest()
 
     def write(self, sites: Sequence[Site], at_once: int, progress: Progress | None = None) -> None:
-        """Write every shard of `sites` that is missing; `at_once` dictionaries are in memory at a time.
+        """Write every missing shard of `sites`, with `at_once` dictionaries in memory at a time.
 
         Raises:
             UnknownSite: for a site the model or the dictionaries do not have.
@@ -306,7 +306,7 @@ class ActivationShards:
                 done += 1
 
     def read(self, site: Site) -> sp.csc_array:
-        """The activations at a site, tokens by features, from its shards; none at massive positions.
+        """Read the activations at a site from its shards, tokens by features; all 0 at massive positions.
 
         Raises:
             BadFile: when a shard is missing or cannot be read.
@@ -319,7 +319,7 @@ class ActivationShards:
         return sp.csc_array(sp.vstack(parts, format="csc"))
 
     def massive(self, site: Site) -> Int64[np.ndarray, " n"]:
-        """Which of the tokens that count are massive at a site, by number, ascending.
+        """The numbers, ascending, of the tokens that count and are massive at a site.
 
         Raises:
             BadFile: when a shard is missing or cannot be read.
@@ -329,7 +329,7 @@ class ActivationShards:
         return np.concatenate(parts)
 
     def read_pair(self, a: Site, b: Site) -> tuple[sp.csc_array, sp.csc_array]:
-        """The activations at two sites, on the tokens that are massive at neither.
+        """Read the activations at two sites, on the tokens that are massive at neither.
 
         Raises:
             BadFile: when a shard is missing or cannot be read.
@@ -350,7 +350,7 @@ class ActivationShards:
 
 
 class _Transport:
-    """What features of every site fire on, as hidden states of the reference site."""
+    """The tokens that the features of every site fire on, as hidden states of the reference site."""
 
     def __init__(self, shards: ActivationShards, reference: Site) -> None:
         self.shards, self.atoms = shards, dict[Site, Int64[np.ndarray, "n_features atoms"]]()
@@ -363,7 +363,7 @@ class _Transport:
         self.states = unit_states(np.concatenate(states), np.concatenate(counts))
 
     def top(self, source: Site, target: Site, k: int) -> tuple[RankedFeatures, ...]:
-        """The `k` best of each feature, both ways."""
+        """The `k` best matches of each feature, in both directions."""
         for site in (source, target):
             if site not in self.atoms:
                 self.atoms[site] = draw_atoms(self.shards.read(site))
@@ -372,7 +372,7 @@ class _Transport:
 
 
 def read_shard(path: Path) -> dict[str, np.ndarray]:
-    """What `ActivationShards` wrote of one batch at one site: sparse activations, and which tokens are massive.
+    """Read what `ActivationShards` wrote for one batch at one site: sparse activations and the massive tokens.
 
     Raises:
         BadFile: when it is missing or cannot be read.
@@ -387,7 +387,7 @@ def read_shard(path: Path) -> dict[str, np.ndarray]:
 
 
 def _shard_bytes(dictionary: Dictionary, h: Float[Tensor, "n d_in"], counts_here: Bool[Tensor, " n"]) -> bytes:
-    """The active features of some tokens: `indptr`, `index`, `value`, as in a CSR matrix; and which are `massive`."""
+    """The active features of some tokens, `indptr`, `index` and `value` of a CSR matrix, and the `massive` tokens."""
     counts: list[np.ndarray] = [np.zeros(1, np.int64)]
     index: list[np.ndarray] = [np.zeros(0, np.int32)]
     value: list[np.ndarray] = [np.zeros(0, np.float32)]
@@ -414,7 +414,7 @@ class RankedFeatures:
 
     @staticmethod
     def of(index: Int64[np.ndarray, "n k"], r: Float[np.ndarray, "n k"]) -> RankedFeatures:
-        """As tables have them: index 0 where r is -inf. Rounding may leave |r| a little above 1, which none is."""
+        """Matches as tables store them: index 0 where r is -inf, and |r| cut to 1, which rounding may exceed."""
         score = np.where(np.isfinite(r), np.clip(r, -1.0, 1.0), r).astype(np.float32)
         return RankedFeatures(np.where(np.isneginf(score), 0, index).astype(np.int32), score)
 
@@ -444,7 +444,7 @@ class FeatureMoments:
 
     @property
     def constant(self) -> Bool[np.ndarray, " n_features"]:
-        """Which features have no correlation: they never fire, or fire alike on every token."""
+        """Which features have no correlation: they never fire, or fire equally on every token."""
         return self.spread == 0.0
 
     @cached_property
@@ -458,19 +458,20 @@ def top_correlations(
 ) -> tuple[RankedFeatures, RankedFeatures]:
     """The `k` columns of `y` that correlate best with each column of `x`, and the other way round.
 
-    Scores are r in [-1, 1]. Where two are equal to the bit the lower index comes first, except at place
-    `k`, where either may be kept. Index 0 with score -inf stands where there is no match: for a constant column,
-    and where fewer than `k` columns of the other side vary. No score is NaN.
+    Scores are r in [-1, 1]. If two are equal to the bit the lower index comes first, except at place `k`, where
+    either may be kept. Index 0 with score -inf marks a missing match: for a constant column, and where fewer than
+    `k` columns of the other side vary. No score is NaN.
 
     Args:
-        x: activations, tokens by source features, each at most once a token.
+        x: activations, tokens by source features, without duplicate entries.
         y: activations of the target features on the same tokens.
-        k: how many matches of each feature to keep.
+        k: matches to keep per feature.
         block: sources in memory at a time, against all targets; the answer does not depend on it.
 
     Raises:
-        WidthMismatch: when the two have not the same number of tokens.
-        InvalidArgument: when `k` is not between 1 and the smaller number of features, or `block` below 1.
+        WidthMismatch: when the two differ in their number of tokens.
+        InvalidArgument: when `k` is not between 1 and the smaller number of features, `block` is below 1, or there
+            are no tokens.
     """
     (n, n_source), (m, n_target) = size(x), size(y)
     if n != m:
@@ -502,7 +503,7 @@ def top_correlations(
 def _correlations(
     x: sp.csc_array, y: sp.csr_array, mx: FeatureMoments, my: FeatureMoments, sources: range
 ) -> Float64[np.ndarray, "n_source n_target"]:
-    """r of some source features with every target, -inf where it is not defined."""
+    """r of the source features `sources` with every target, -inf where it is not defined."""
     mean_y, undefined = my.total * my.inverse, np.flatnonzero(my.constant)
     out = np.empty((len(sources), len(my.total)))
     for row, i in zip(out, sources, strict=True):
@@ -521,8 +522,8 @@ def _correlations(
 class _BestSources:
     """The best `k` sources of every target so far.
 
-    Candidates that beat the k-th best of their target wait in a list, and are ranked when the sources seen
-    have doubled: as often as the k-th best still moves much.
+    Candidates that beat the k-th best of their target wait in a list. They are ranked whenever the number of
+    sources seen has doubled, which is about as often as the k-th best still changes much.
     """
 
     def __init__(self, n: int, k: int) -> None:
@@ -532,7 +533,7 @@ class _BestSources:
         self._seen, self._next = 0, _FIRST
 
     def add(self, r: Float64[np.ndarray, "n_source n_target"], offset: int) -> None:
-        """Take in a block of sources, which start at `offset`."""
+        """Take in a block of sources, numbered from `offset`."""
         done = 0
         while done < len(r):
             # the first blocks are short: until a target has k matches every source is a candidate
@@ -545,7 +546,7 @@ class _BestSources:
                 self.rank()
 
     def rank(self) -> None:
-        """Rank what waits: `index` and `score` are of all sources seen then, -inf where fewer than `k` have an r."""
+        """Rank what waits: `index` and `score` then cover all sources seen, -inf where fewer than `k` have an r."""
         n, k = self.index.shape
         self._next = 2 * self._seen
         target = np.concatenate([np.repeat(np.arange(n), k), *(found[0] for found in self._waiting)])
@@ -558,5 +559,5 @@ class _BestSources:
 
 
 def size(acts: sp.csc_array | sp.csr_array) -> tuple[int, int]:
-    """Tokens and features of activations."""
+    """The numbers of tokens and of features of activations."""
     return cast("tuple[int, int]", acts.shape)

@@ -1,9 +1,9 @@
-"""Matches straight from the weights: one graph of a release without matching all of it first.
+"""Match single features straight from the weights, for one graph without matching the whole release first.
 
-A graph asks for the matches of one feature at a time. From the weights each answer is one matrix-vector
+A graph asks for the matches of one feature at a time. From the weights, each answer is one matrix-vector
 product: the rows of the target dictionary times the direction of the feature. A graph through 26 layers of a
-16k-wide release reads each `W_dec` once and multiplies about as often as it has edges, where an atlas
-multiplies every row with every row.
+16k-wide release reads each `W_dec` once and takes about one product per edge, whereas an atlas multiplies every
+row with every row.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from saeflow.records import Match
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 KEPT = 4
-"""Sites whose directions stay in memory: a feature's own, and its three predecessor sites."""
+"""Sites whose directions stay in memory: a feature's own site, and its three predecessor sites."""
 
 
 class DirectMatches:
-    """What `trace` asks of an atlas, answered from dictionaries by cosine (section 3.2).
+    """Answers what `trace` asks of an atlas, from dictionaries by cosine (section 3.2).
 
         trace(seed, DirectMatches(load_dictionaries("gemma-scope-2b")))
 
-    Every pair of sites can be asked for. The directions of the last few sites are kept, and every answer.
+    Any pair of sites can be matched. The directions of the last few sites are kept in memory, and every answer.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DirectMatches:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Every site there is a dictionary at, in order of computation."""
+        """Every site with a dictionary, in order of computation."""
         return tuple(sorted(self._dictionaries))
 
     def has(self, source: Site, target: Site) -> bool:
@@ -55,7 +55,7 @@ class DirectMatches:
     def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature` at `target`, best first; 1 when `k` is None.
 
-        None where the feature has no direction: a row of zeros, or one that is not finite.
+        Empty if the feature has no direction: its row is zeros or not finite.
 
         Raises:
             UnknownSite: when there is no dictionary at one of the sites.
@@ -103,7 +103,7 @@ class DirectMatches:
         return self._directions[feature]
 
     def _of(self, site: Site) -> Float[Tensor, "n_features d_model"]:
-        """The directions of a site, read when they are not in memory."""
+        """The directions of a site, read if they are not in memory."""
         if site not in self._dictionaries:
             raise UnknownSite(
                 f"{self.release or 'the release'} has no dictionary at {site}. Its {len(self._dictionaries)} sites "

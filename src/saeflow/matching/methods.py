@@ -1,28 +1,28 @@
 """Every way to match two dictionaries by their weights, behind `match` and `match_pair`.
 
-A method says which row each feature of a side brings; the score of a pair is the dot product of the two rows.
-Most keep the k best of each feature (many to one, section 3.2); the permutations pair features one to one
-(section 2.3). Figures 23 and 24 of the paper compare them.
+A method defines one row for each feature of a side; the score of a pair is the dot product of the two rows.
+Most methods keep the k best matches of each feature (many to one, section 3.2); the permutations pair features
+one to one (section 2.3). Figures 23 and 24 of the paper compare them.
 
-Any two dictionaries of one residual stream can be matched: neighbours, sites far apart, two releases of
-other width or seed. Scores are kept in their own units, signs and all: a cosine lies in [-1, 1], the others
-have no such range, and thresholds meant for cosines do not fit them.
+Any two dictionaries of the same residual stream can be matched: neighbours, distant sites, or releases of
+different width or seed. Scores keep their units and signs: a cosine lies in [-1, 1], the others have no such
+range, and thresholds meant for cosines do not apply to them.
 
-Virtual weights say how strongly what one feature writes is read by another (equation 1, appendix F):
+Virtual weights measure how strongly one feature reads what another writes (equation 1, appendix F):
 
     w(parent -> child) = W_dec[parent] . W_enc[child]
     z(h)_i (W_dec(A)^T W_enc(B)^T)_{i,:}                        A before B, for one token       (eq. 1)
 
 Equation 1 (Dunefsky et al. 2024, arXiv 2406.11944) multiplies A's decoder by B's encoder, so A comes first in
-the computation: its feature i, active with z_i, adds z_i w_ij to the pre-activation of B's feature j. The
-sentence below it in the paper calls features of B the ancestors; the product says descendants, and we follow
-the product. For a child in the residual stream this is the direct path. For a child at a module's output
-the parent's share first passes through the module, and the product is a similarity and no path.
+the computation: its feature i, with activation z_i, adds z_i w_ij to the pre-activation of B's feature j. The
+sentence below it in the paper calls features of B the ancestors; by the product they are descendants, and we
+follow the product. For a child in the residual stream this is the direct path. For a child at a module's output
+the parent's contribution first passes through the module, so the product is a similarity, not a path.
 
-A transcoder (Dunefsky et al.) writes at its site like any dictionary, and as a parent is no exception. What it reads
-decides about the child: one that reads the stream after attention (`mid`) has its encoder rows in the residual stream,
-and the product is the direct path, as for a child there. One that reads what the MLP is called with (`mlp_in`) has them
-behind a norm, whose gain the weights of the dictionary do not hold: it is refused.
+A transcoder (Dunefsky et al.) writes at its site like any dictionary, so as a parent it is treated like any other. As a
+child, it depends on what it reads. If it reads the stream after attention (`mid`), its encoder rows lie in the residual
+stream, and the product is the direct path, as for a child there. If it reads the input of the MLP module (`mlp_in`),
+they lie behind a norm whose gain is not among the weights of the dictionary: it is refused.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _MakeRows = Callable[[Dictionary, "EdgeEnd", AttentionWriter | None], Tensor]
 
 
 class EdgeEnd(enum.StrEnum):
-    """Which end of an edge of the flow a dictionary stands at."""
+    """The end of a flow edge that a dictionary stands at."""
 
     PARENT = "parent"
     CHILD = "child"
@@ -71,12 +71,13 @@ class Method:
     """One way to match.
 
     Attributes:
-        name: As `match` takes it.
-        sentence: What it computes, for people.
-        source: Where it is from.
-        one_to_one: Features are paired, each at most once; then only k = 1 has a meaning.
-        folded: Both dictionaries are folded first, so that rows compare in units of their thresholds.
-        reads_encoder: It reads encoders, which a dictionary on z has in another space.
+        name: Its name, as passed to `match`.
+        sentence: What it computes, as a sentence for readers.
+        source: Where it is defined in the literature.
+        rows: Makes the rows of one dictionary.
+        one_to_one: Whether features are paired, each at most once; then only k = 1 makes sense.
+        folded: Whether both dictionaries are folded first, so that rows compare in units of their thresholds.
+        reads_encoder: Whether it reads encoders; for a dictionary on z they lie in another space.
     """
 
     name: str
@@ -89,7 +90,7 @@ class Method:
 
     @property
     def default_k(self) -> int:
-        """How many matches of each feature are kept by default: 5, or 1 where features are paired."""
+        """Matches kept per feature by default: 5, or 1 where features are paired."""
         return 1 if self.one_to_one else 5
 
 
@@ -102,7 +103,7 @@ class Rows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the rows in float32: they hold every tensor the method reads, thresholds as scales."""
+        """sha256 of the rows in float32; every tensor the method reads enters the rows, thresholds as scales."""
         return hashlib.sha256(self.rows.cpu().contiguous().numpy().data).hexdigest()
 
     @cached_property
@@ -118,13 +119,13 @@ class Rows:
 
 
 class RowCache(Generic[Key, Value]):
-    """The rows of the `size` keys that were used last: a site that is in several pairs is read once while they follow.
+    """Keeps the rows of the `size` keys used last, so that a site in several consecutive pairs is read once.
 
-    It pickles empty: another process reads its own.
+    It pickles empty: another process reads its own rows.
     """
 
     def __init__(self, size: int) -> None:
-        """Nothing is kept yet."""
+        """Start empty."""
         self._size = size
         self._rows: OrderedDict[Key, Future[Value]] = OrderedDict()
         self._reader: ThreadPoolExecutor | None = None
@@ -138,7 +139,7 @@ class RowCache(Generic[Key, Value]):
         return key in self._rows
 
     def get(self, key: Key, read: Callable[[], Value]) -> Value:
-        """The rows of a key. Where they are not in memory they are read, after the oldest are forgotten."""
+        """The rows of a key. If they are not in memory, those used longest ago are dropped and they are read."""
         if key not in self._rows:
             self._make_room()
             rows: Future[Value] = Future()
@@ -152,7 +153,7 @@ class RowCache(Generic[Key, Value]):
             raise
 
     def read_ahead(self, key: Key, read: Callable[[], Value]) -> None:
-        """Read the rows of a key in a thread, one key after the other, unless they are in memory."""
+        """Read the rows of a key in a background thread, one key at a time, unless they are in memory."""
         if key not in self._rows:
             self._make_room()
             self._reader = self._reader or ThreadPoolExecutor(1, "reader of rows")
@@ -176,15 +177,15 @@ def match(
 
     Args:
         source: The dictionary whose features are matched.
-        target: The dictionary that matches are sought in; of any number of features.
-        k: How many matches of each feature are kept. 1 for one-to-one methods.
+        target: The dictionary to find matches in, with any number of features.
+        k: Matches kept per feature; 1 for one-to-one methods.
         method: A name in `METHODS`.
         projector: The model, needed where a dictionary lives in z.
 
     Returns:
-        The table, with scores in the method's own units. A feature without a direction, a row of zeros or one that
-        is not finite, matches nothing; a one-to-one method leaves features without a partner where `source` is the
-        larger side: index 0 with score -inf, which `MatchTable.best` leaves out.
+        The table, with scores in the method's own units. Index 0 with score -inf, which `MatchTable.best` leaves
+        out, marks a missing match: for a feature without a direction (its row is zeros or not finite), and for one
+        that a one-to-one method leaves without a partner because `source` is the larger side.
 
     Raises:
         InvalidArgument: for an unknown method, `k` out of range, or folding without thresholds above 0.
@@ -207,7 +208,7 @@ def match_pair(
     method: str = "cosine",
     projector: AttentionWriter | None = None,
 ) -> tuple[MatchTable, MatchTable]:
-    """Match two dictionaries both ways, in one pass: (source -> target, target -> source).
+    """Match two dictionaries in both directions in one pass: (source -> target, target -> source).
 
     Raises:
         As `match` does; `k` is at most the number of features of the smaller one.
@@ -217,7 +218,7 @@ def match_pair(
 
 
 def match_rows(a: Rows, b: Rows, *, k: int = 1, method: str = "cosine") -> tuple[MatchTable, MatchTable]:
-    """`match_pair` on rows that `rows_of` made, for those who match a site to several others.
+    """`match_pair` on rows from `rows_of`, for callers that match a site to several others.
 
     Raises:
         InvalidArgument: for an unknown method, or `k` out of range.
@@ -239,7 +240,7 @@ def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopColumns:
     """`top_k` among the rows that have a direction: index 0 and score -inf where there is no match.
 
     Raises:
-        InvalidArgument: when `k` is out of range, or a product goes beyond float32.
+        InvalidArgument: when `k` is out of range, or a product overflows float32.
         WidthMismatch: when the two differ in width.
     """
     if a.live is None and b.live is None:
@@ -259,7 +260,7 @@ def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopColumns, T
     """`top_k_both` among the rows that have a direction: index 0 and score -inf where there is no match.
 
     Raises:
-        InvalidArgument: when `k` is out of range, or a product goes beyond float32.
+        InvalidArgument: when `k` is out of range, or a product overflows float32.
         WidthMismatch: when the two differ in width.
     """
     if a.live is None and b.live is None:
@@ -269,7 +270,7 @@ def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopColumns, T
         if smaller >= k:
             found = top_k_both(a.matched, b.matched, k)
             both = _spread(found[0], a, b, k), _spread(found[1], b, a, k)
-        else:  # fewer than k are left on a side
+        else:  # one side has fewer than k rows with a direction
             both = best_rows(a, b, k, method), best_rows(b, a, k, method)
     for found, one, other in ((both[0], a, b), (both[1], b, a)):
         _check_products(found, one, other, method)
@@ -277,7 +278,7 @@ def best_rows_both(a: Rows, b: Rows, k: int, method: str) -> tuple[TopColumns, T
 
 
 def _spread(found: TopColumns | None, a: Rows, b: Rows, k: int) -> TopColumns:
-    """What was found among the rows that have a direction, in the numbering of all rows."""
+    """Translate what was found among the rows that have a direction to the numbering of all rows."""
     index = torch.zeros((len(a.rows), k), dtype=torch.int64, device=a.rows.device)
     score = a.rows.new_full((len(a.rows), k), -torch.inf)
     if found is not None:
@@ -302,7 +303,7 @@ def assigned(a: Rows, b: Rows, *, absolute: bool = False) -> Assignment:
 
     Raises:
         WidthMismatch: when the two differ in width.
-        InvalidArgument: when products go beyond float32.
+        InvalidArgument: when products overflow float32.
     """
     if a.live is None and b.live is None:
         return assign(a.rows, b.rows, absolute=absolute)
@@ -323,7 +324,7 @@ def permutation(
     """The one-to-one matching of two dictionaries with its certificate: value, bound and gap.
 
     Raises:
-        InvalidArgument: when `method` pairs no features one to one.
+        InvalidArgument: when `method` is not one-to-one.
         WidthMismatch, BadFile: as `match` does.
     """
     if not find_method(method).one_to_one:
@@ -336,7 +337,7 @@ def permutation(
 def sides(
     source: Dictionary, target: Dictionary, *, method: str = "cosine", projector: AttentionWriter | None = None
 ) -> tuple[Rows, Rows]:
-    """The rows of both sides. Their fingerprints are the `made_from` of the tables they make.
+    """The rows of both sides. Their fingerprints are the `made_from` of the tables made from them.
 
     Raises:
         As `match` does.
@@ -348,8 +349,8 @@ def sides(
 def sides_of(pair: tuple[Site, Site]) -> tuple[Side, Side]:
     """Each site with its end of the edge: the earlier in the order of computation is the parent.
 
-    At one site (two releases) the order does not say; there the source is the child, which asks where it comes
-    from.
+    For two releases at one site the order does not decide; there the source is the child, as the question is
+    where it comes from.
     """
     source, target = pair
     ends = (EdgeEnd.PARENT, EdgeEnd.CHILD) if source < target else (EdgeEnd.CHILD, EdgeEnd.PARENT)
@@ -359,12 +360,12 @@ def sides_of(pair: tuple[Site, Site]) -> tuple[Side, Side]:
 def rows_of(
     dictionary: Dictionary, end: EdgeEnd, method: str = "cosine", projector: AttentionWriter | None = None
 ) -> Rows:
-    """The rows a dictionary brings to a method, in float32. Reads only the tensors that the method needs.
+    """The rows of a dictionary under a method, in float32. Reads only the tensors that the method needs.
 
-    A row of zeros stands for a feature without a direction: what it writes (or reads, where only that is compared)
+    A row of zeros stands for a feature without a direction: what it writes (or reads, if only that is compared)
     is zeros or not finite.
 
-    `end` matters to the virtual methods alone: a parent brings what it writes, a child what it reads.
+    `end` matters only to the virtual methods: the rows of a parent are what it writes, those of a child what it reads.
 
     Raises:
         As `match` does.
@@ -380,7 +381,7 @@ def rows_of(
 
 
 def check(dictionary: Dictionary, method: str, end: EdgeEnd) -> None:
-    """Refuse at once what matching would refuse later; reads no more than thresholds.
+    """Refuse early what matching would refuse later; reads at most the thresholds.
 
     Raises:
         InvalidArgument: for an unknown method, or folding without thresholds above 0.
@@ -398,7 +399,7 @@ def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        InvalidArgument: when there is none; the message lists those there are.
+        InvalidArgument: for an unknown name; the message lists the known ones.
     """
     if name not in METHODS:
         raise InvalidArgument(
@@ -410,14 +411,13 @@ def find_method(name: str) -> Method:
 def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
     """What each feature reads from the residual stream: the encoder rows, in the units of the file.
 
-    Where hidden states are centred before they are encoded, the rows are centred instead, which is the same
-    function. A normalisation that divides each token by its own size is left out: it scales all features
-    alike on a token.
+    If hidden states are centred before they are encoded, the rows are centred instead, which is the same
+    function. Normalising each token by its own size is left out: it scales all features of a token alike.
 
     Raises:
-        WidthMismatch: when the dictionary reads z, or as a transcoder what a norm makes of the stream: neither is the
-            residual stream.
-        BadFile: when a row is not finite.
+        WidthMismatch: when the dictionary reads z, or is a transcoder that reads the output of a norm: neither lies in
+            the residual stream.
+        BadFile: when the encoder cannot be read, or none of its rows is finite.
     """
     if dictionary.tap is Tap.MLP_IN:
         raise WidthMismatch(
@@ -438,10 +438,10 @@ def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
 
 
 def reading_bias(dictionary: Dictionary) -> Float[Tensor, " n_features"]:
-    """The bias of the pre-activations; where `b_dec` is subtracted from the input, that is counted in.
+    """The bias of the pre-activations, which includes the effect of `b_dec` if it is subtracted from the input.
 
     Raises:
-        BadFile: when a tensor is not finite.
+        BadFile: when a tensor cannot be read or has no finite row, or `b_dec` is not finite.
     """
     if dictionary.preprocessing.subtract_b_dec:
         return dictionary.finite_rows("b_enc") - dictionary.finite_rows("W_enc") @ dictionary.b_dec
@@ -539,7 +539,7 @@ def _table(how: Method, a: Rows, b: Rows, top: TopColumns) -> MatchTable:
 
 
 def _paired(how: Method, a: Rows, b: Rows, found: Assignment) -> MatchTable:
-    """One column; a feature without partner has index 0 and score -inf."""
+    """A table of one column; a feature without a partner has index 0 and score -inf."""
     index = np.where(found.index == NO_PARTNER, 0, found.index).astype(np.int32)[:, None]
     score = found.score.astype(np.float32)[:, None]
     return MatchTable(a.site, b.site, how.name, len(b.rows), index, score, (a.fingerprint, b.fingerprint))

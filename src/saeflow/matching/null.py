@@ -1,9 +1,9 @@
-"""How high the best match of a feature scores where it has no counterpart: a null, kept as data.
+"""Null distributions: how high a feature's best match scores if it has no counterpart.
 
     p(s) = (1 + #{null scores >= s}) / (1 + n)
 
-A null of a pair of sites is drawn by `calibration` and read here, without torch and without numpy, so that a
-graph carries p-values at no cost. `table.cut` turns p-values of whole tables into cuts.
+`calibration` draws the null of a pair of sites; this module reads it, without torch or numpy, so that a graph
+carries p-values at no cost. `table.cut` turns the p-values of whole tables into cuts.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _AGAIN: Final = "Make them with `saeflow atlas calibrate`."
 
 @dataclass(frozen=True)
 class NullDistribution:
-    """Best scores at `target` of rows that look like those of `source` and have no counterpart there.
+    """Best scores at `target` of rows that resemble those of `source` and have no counterpart there.
 
-    Of `n` null scores the top 32 are kept, and further down each rank that is 1/32 above the last one kept. A
-    count of null scores at or above a score is so exact where they are highest and up to 1/32 too high below.
+    Of the `n` null scores the top 64 are kept, and below them each rank that is about 1/32 above the last one kept.
+    So the number of null scores at or above a given score is exact in the top 64, and at most 1/32 too high below.
 
     Attributes:
-        source: Site whose features ask.
-        target: Site where the best match is looked for.
+        source: Site of the features that are matched.
+        target: Site of their best matches.
         kind: How the rows were made: "rotation", "moments", "families" or "far"; see `calibration`.
-        n: How many null scores there were.
-        scores: Those that are kept, highest first, rounded up to six digits.
-        seed: What the rows were drawn with.
+        n: Number of null scores drawn.
+        scores: The scores kept, highest first, rounded up to six digits.
+        seed: Seed the rows were drawn with.
     """
 
     source: Site
@@ -53,7 +53,7 @@ class NullDistribution:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse scores that are not those of the ranks that are kept."""
+        """Refuse a number of scores other than the number of ranks kept."""
         if self.n < 1 or len(self.scores) != len(_kept_ranks(self.n)):
             raise InvalidArgument(
                 f"a null of {self.source} to {self.target} over n={self.n} scores cannot keep {len(self.scores)} of "
@@ -73,17 +73,17 @@ class NullDistribution:
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
-        """How many null scores are at least as high as each that is kept."""
+        """The rank of each kept score: how many null scores are at least as high."""
         return _kept_ranks(self.n)
 
     @property
     def floor(self) -> float:
-        """The smallest p there can be, 1 / (n + 1): no tail is extrapolated."""
+        """The smallest possible p-value, 1 / (n + 1): no tail is extrapolated."""
         return 1.0 / (self.n + 1)
 
     def p_value(self, score: float) -> float:
-        """p of a score, in [floor, 1]: at least the true share of null scores that reach it."""
-        # Whatever reaches the score is ranked before the first kept one that does not.
+        """The p-value of a score, in [floor, 1]: at least the true share of null scores that reach it."""
+        # null scores that reach it rank above the first kept score that does not
         first = bisect_right(self._ascending, -score)
         return (self.ranks[first] if first < len(self.ranks) else self.n + 1) / (self.n + 1)
 
@@ -108,7 +108,7 @@ Nulls = Mapping[tuple[Site, Site], NullDistribution]
 
 
 def nulls_to_bytes(nulls: Nulls) -> bytes:
-    """Nulls as the bytes of one file; the same nulls are always the same bytes."""
+    """Nulls as the bytes of one file; the same nulls always give the same bytes."""
     rows = [
         {
             "source": str(source),
@@ -125,7 +125,7 @@ def nulls_to_bytes(nulls: Nulls) -> bytes:
 
 
 def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
-    """Read what `nulls_to_bytes` gave.
+    """Read nulls from a file with the bytes of `nulls_to_bytes`.
 
     Raises:
         BadFile: when the file is missing, cut off or of another kind.
@@ -154,9 +154,9 @@ def read_nulls(path: Path) -> dict[tuple[Site, Site], NullDistribution]:
         raise BadFile(f"{path} cannot be read as the nulls of an atlas ({error!r}). {_AGAIN}") from None
 
 
-@lru_cache(maxsize=64)  # every null of an atlas is over as many scores
+@lru_cache(maxsize=64)  # the nulls of an atlas have the same number of scores
 def _kept_ranks(n: int) -> tuple[int, ...]:
-    """1 to 32, then each 1/32 above the last, to n."""
+    """Ranks 1 to 64, then each about 1/32 above the last, up to n."""
     if n < 1:
         raise InvalidArgument("a null needs scores, and got none. Draw more rows.")
     ranks = [1]

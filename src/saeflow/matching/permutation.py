@@ -2,24 +2,24 @@
 
     P = argmin_P sum |W_B - P W_A|^2  =  argmax_P sum_i a_i . b_P(i)          (section 2.3)
 
-This is SAE Match (Balagansky et al. 2024, arXiv 2410.07656). The two sides of the equation agree where every
-row of both sides gets a partner, or where all rows have one norm; with more rows on one side and norms that
-differ, the sum of dot products is what is maximised here.
+This is SAE Match (Balagansky et al. 2024, arXiv 2410.07656). The two sides of the equation agree if every row of
+both sides gets a partner, or if all rows have the same norm; with more rows on one side and different norms, the
+sum of dot products is what is maximised here.
 
 The product of two dictionaries of 16,384 features has 268 million entries, and nearly all are too small to
-matter. So the problem is solved on a core of it and proved on all of it (the core-oriented approach of
-Volgenant 1996, Computers & Operations Research 23):
+matter. So the problem is solved on a core of pairs, and the solution is proved optimal for all pairs (the
+core-oriented approach of Volgenant 1996, Computers & Operations Research 23):
 
-1. Products: all of them once, in the kind that is fastest here, with how far each may be off (`screening`). They are
-   kept where they take little memory, and made again for every round where they do not.
+1. Products: all of them once, in the number format that is fastest here, with a bound on their error (`screening`).
+   They are kept if they take little memory, and computed again for every round otherwise.
 2. Core: the best `candidates` columns of every row and rows of every column, and any one full matching.
 3. Solve on the core (scipy's LAPJVsp).
-4. Prices: the least p >= 0 for which no row of the core would rather have another column than its own.
+4. Prices: the least p >= 0 under which no row prefers another column of the core to its own.
 5. Bound: sum p + sum_i max_j (a_i . b_j - p_j) is at least the optimum for ANY p >= 0. The maximum runs over
-   all columns: of those whose product may reach it the exact ones are computed. Where the bound meets the value of
-   the core's solution, that solution is optimal for the whole; where not, the pairs that break it join the core.
+   all columns, with exact products for those that may attain it. If the bound meets the value of the core's solution,
+   that solution is optimal for the whole; if not, the pairs that violate it join the core, and steps 3 to 5 repeat.
 
-With `absolute` the sizes of the dot products are summed.
+With `absolute`, absolute dot products are summed.
 """
 
 from __future__ import annotations
@@ -46,41 +46,41 @@ CANDIDATES = 32
 TOLERANCE = 1e-6
 ROUNDS = 8
 DEEP = 64
-"""How many columns join the core for a row in a round at most."""
+"""Columns that join the core per row and round at most."""
 CROWDED = 4 * DEEP
-"""A row with more columns that may be worth it is multiplied exactly, all of it."""
+"""A row with more columns that may be worth enough is multiplied exactly with all columns."""
 KEPT_BYTES = 1 << 29
-"""Products are kept up to so much memory: 16,384 x 16,384 in bfloat16."""
+"""Products are kept up to this much memory: 16,384 x 16,384 in bfloat16."""
 ROWS = 512
-"""Rows of products looked at together."""
+"""Rows of products processed together."""
 SLACK = 0.5
-"""Columns worth a little less to a row than its own join too: this share of the mean price. They save rounds: 2 were
-needed where there had been 5, at 8,192 planted rows."""
+"""Columns worth slightly less to a row than its own join too: less by up to this share of the mean price. They save
+rounds: 2 were needed instead of 5, at 8,192 planted rows."""
 ROUNDED = 1e-5
-"""What float32 may change of a worth, relative to what it is made of."""
+"""How much float32 may change a worth, relative to the terms it is computed from."""
 DENSE_ENTRIES = 1 << 22
 """Up to this many products (2,048 x 2,048) the whole matrix is solved at once."""
 DENSE_SHARE = 8
 """Where the core holds more than one in this many pairs, the dense solver takes over."""
 DENSE_BYTES = 20
-"""Peak memory of the dense solver for each product: measured 5.4 GB at 16,384 x 16,384."""
+"""Peak memory of the dense solver in bytes per product: 5.4 GB were measured at 16,384 x 16,384."""
 NO_PARTNER = -1
 GRID = 1 << 26
-"""Steps between the smallest and the largest product of a core: finer than float32 products are."""
+"""Steps between the smallest and the largest product of a core: finer than float32 products."""
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A one-to-one matching of rows, and how far from the best possible it can be.
+    """A one-to-one matching of rows, and how far it can be from the optimum.
 
     Attributes:
-        index: The partner of each source row, -1 where it has none: the larger side has rows left over.
-        score: The dot product with the partner, its size under `absolute`; -inf where there is none.
+        index: The partner of each source row, -1 for rows of the larger side that are left over.
+        score: The dot product with the partner, or its absolute value under `absolute`; -inf without a partner.
         value: The sum of the scores of all pairs.
-        bound: What no assignment can exceed, from prices on all columns; `value` where solved densely.
+        bound: Upper bound on the value of any assignment, from prices on all columns; `value` if solved densely.
         gap: (bound - value) / |bound|, 0 where both are 0. Up to the rounding of float32 products.
-        exact: Whether nothing better is possible, up to `tolerance`: bound - value is that small next to the
-            larger of |bound| and the sum of |score|.
+        exact: Whether it is optimal up to `tolerance`: bound - value is at most that share of the larger of |bound|
+            and the sum of |score|.
         how: "dense", or "core" with its rounds and how many pairs it held.
     """
 
@@ -118,26 +118,26 @@ def assign(
     dense_entries: int = DENSE_ENTRIES,
     memory: int = 8 << 30,
 ) -> Assignment:
-    """Pair rows of `a` with rows of `b`, each at most once, so that the dot products sum to the most.
+    """Pair rows of `a` with rows of `b`, each at most once, so that the sum of dot products is largest.
 
-    Every row of the smaller side gets a partner, also where that costs: a negative product is a partner too.
-    Rows are float32 of any norm. Equal sums may be reached by other pairs: where rows are repeated, which of
-    them is whose partner is not determined.
+    Every row of the smaller side gets a partner, even if their product is negative. Rows are float32 of any norm.
+    Several assignments may reach the same sum: where rows are repeated, it is not determined which of them gets
+    which partner.
 
     Args:
         a: Source rows.
-        b: Target rows, as wide.
-        absolute: Sum the sizes of the dot products: a row and its opposite are as good a pair as two equal rows.
-        candidates: How many of the best columns of each row, and rows of each column, start the core.
-        tolerance: What counts as `exact`. Products are float32, so less than 1e-7 cannot be told apart.
+        b: Target rows, of the same width.
+        absolute: Sum absolute dot products: a row and its opposite are as good a pair as two equal rows.
+        candidates: Best columns of each row, and best rows of each column, that the core starts with.
+        tolerance: Relative gap that counts as `exact`. Products are float32, so gaps below 1e-7 are meaningless.
         rounds: How often the core may grow before the dense solver takes over.
         dense_entries: Up to this many products the dense solver is used at once.
-        memory: Bytes the dense solver may take where the core does not converge; beyond, the best found is
-            returned, `exact` False, with a warning that states the numbers.
+        memory: Bytes the dense solver may take if the core does not converge. If it needs more, the best assignment
+            found is returned with `exact` False and a warning that states the numbers.
 
     Raises:
         WidthMismatch: when the two differ in width.
-        InvalidArgument: for a side without rows, values that are not finite, or products beyond float32.
+        InvalidArgument: for a side without rows, values that are not finite, or products that overflow float32.
     """
     a, b = a.float(), b.float()
     _check(a, b)
@@ -197,7 +197,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 def _dense(a: Tensor, b: Tensor, absolute: bool) -> Assignment:
     """The whole matrix of products, solved by scipy."""
-    # scipy solves in float64 and makes that copy itself, which products of float32 need not
+    # scipy solves in float64 and makes that copy itself, so large products need not be float64 here too
     products = a.double() @ b.double().T if len(a) * len(b) <= DENSE_ENTRIES else a @ b.T
     products = products.abs_() if absolute else products
     index = linear_sum_assignment(products.cpu().numpy(), maximize=True)[1].astype(np.int64)
@@ -216,12 +216,12 @@ class _Core:
 
     @staticmethod
     def of(row: np.ndarray, column: np.ndarray, score: np.ndarray, n_columns: int) -> _Core:
-        """Sort, and keep the first of equal pairs."""
+        """Sort pairs, and keep the first of equal ones."""
         key, first = np.unique(row.astype(np.int64) * n_columns + column, return_index=True)
         return _Core(key // n_columns, key % n_columns, score[first].astype(np.float64))
 
     def add(self, row: np.ndarray, column: np.ndarray, score: np.ndarray, n_columns: int) -> _Core:
-        """With more pairs."""
+        """The core with more pairs."""
         return _Core.of(
             np.concatenate([self.row, row]),
             np.concatenate([self.column, column]),
@@ -233,7 +233,7 @@ class _Core:
 def _by_core(
     a: Tensor, b: Tensor, absolute: bool, candidates: int, tolerance: float, rounds: int, largest: int
 ) -> Assignment:
-    """Steps 1 to 5 of the head of the file; `a` is the smaller side, `largest` what a core may hold."""
+    """Steps 1 to 5 of the module docstring; `a` is the smaller side, `largest` the most pairs that a core may hold."""
     products = _AllProducts(a, b, absolute)
     core = _feasible(products.best(min(candidates, len(a))), a, b, absolute)
     bound, done = np.inf, 0
@@ -249,7 +249,7 @@ def _by_core(
         value = float(score.sum())
         size = max(abs(bound), float(np.abs(score).sum()))
         room = (bound - value) / size if size else 0.0
-        # rounding leaves room where nothing is to be gained: what is found is good enough, but one looks further
+        # rounding leaves a gap even at the optimum: `tolerance` is good enough in the end, rounds aim at a tenth of it
         if room <= tolerance / 10 or done >= rounds or len(core.row) > largest:
             break
         before = len(core.row)
@@ -262,19 +262,19 @@ def _by_core(
 
 
 class _AllProducts:
-    """The products of all pairs from rounded rows, and how far they may be off."""
+    """The products of all pairs from rounded rows, with a bound on their error."""
 
     def __init__(self, a: Tensor, b: Tensor, absolute: bool) -> None:
-        """Choose the kind of product, and multiply where all products are kept."""
+        """Choose the kind of product, and multiply now if all products are kept."""
         self._a, self._b, self._absolute = a.contiguous(), b.contiguous(), absolute
         low = rounded_for(a, b, 1, both=False)
-        # int8 is written in float32, which takes twice the memory
+        # int8 products are written in float32, which takes twice the memory of bfloat16
         self._left, self._right = (
             low if low[0].product != "int8" else (Rounded.of(a, "bfloat16"), Rounded.of(b, "bfloat16"))
         )
         largest = self._left.norm * self._right.norm.max()
         self._off = self._left.eps(self._right) + (UNIT[self._left.product] * largest * 1.01).float()
-        """For every row, how far a product may be from the exact one."""
+        """For every row, the largest error of a product."""
         self._kept: Tensor | None = None
         if len(a) * len(b) * self._left.written.itemsize <= KEPT_BYTES:
             self._kept = a.new_empty(len(a), len(b), dtype=self._left.written)
@@ -287,7 +287,7 @@ class _AllProducts:
             out.abs_()
 
     def _slices(self) -> Iterator[tuple[slice, Float[Tensor, "rows n_target"]]]:
-        """Some rows at a time, and their products."""
+        """Yield some rows at a time, with their products."""
         n, m = len(self._a), len(self._b)
         if self._kept is not None:
             yield from ((slice(top, min(top + ROWS, n)), self._kept[top : top + ROWS]) for top in range(0, n, ROWS))
@@ -300,7 +300,7 @@ class _AllProducts:
             yield rows, some
 
     def best(self, k: int) -> _Core:
-        """The pairs with the best `k` columns of every row, and the best `k` rows of every column, up to rounding."""
+        """Every row with its best `k` columns, and every column with its best `k` rows, up to rounding."""
         m = len(self._b)
         columns, score = list[Tensor](), torch.full((m, 0), -torch.inf).to(self._b)
         by_column = torch.empty(m, 0, dtype=torch.long, device=self._b.device)
@@ -317,7 +317,7 @@ class _AllProducts:
         return _Core(row, column, self._exact(row, column))
 
     def _exact(self, row: np.ndarray, column: np.ndarray) -> Float64[np.ndarray, " n"]:
-        """In float32, for `row` that ascends."""
+        """The products of pairs in float32; `row` must ascend."""
         i, j = (torch.from_numpy(index).to(self._a.device) for index in (row, column))
         found = _numpy(dots(self._a, i, self._b, j)).astype(np.float64)
         return np.abs(found) if self._absolute else found
@@ -325,9 +325,9 @@ class _AllProducts:
     def worth_most(
         self, price: np.ndarray, own: np.ndarray, slack: float, k: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pairs that are worth more to a row after prices than its `own`, or at most `slack` less.
+        """The pairs whose worth, product less price, is above the row's `own` worth, or at most `slack` below it.
 
-        At most `k` of each row, the best, as row, column and worth; in float64 where it decides.
+        Gives the best `k` per row at most, as row, column and worth, in float64 where it decides.
         """
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         asked = torch.from_numpy(price).to(self._a)
@@ -356,11 +356,11 @@ class _AllProducts:
     def _of_whole_rows(
         self, rows: Tensor, price: np.ndarray, least: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same from exact products of some rows with all columns."""
+        """`worth_most` for some rows, from their exact products with all columns."""
         with full_precision():
             products = self._a[rows] @ self._b.T
         products = products.abs_() if self._absolute else products
-        # in float64, as prices are: they alone tell columns apart that are one row
+        # in float64, as prices are: where rows of `b` are equal, only prices tell their columns apart
         top = products.double().sub_(torch.from_numpy(price).to(products.device)).topk(k, dim=1)
         row = np.repeat(_numpy(rows), k)
         column, worth = _numpy(top.indices).ravel(), _numpy(top.values).ravel()
@@ -369,7 +369,7 @@ class _AllProducts:
 
 
 def _feasible(core: _Core, a: Tensor, b: Tensor, absolute: bool) -> _Core:
-    """With pairs for the rows that a largest matching of the core leaves out, so that a full one exists."""
+    """The core with pairs for the rows that its maximum matching leaves out, so that a full matching exists."""
     n, m = len(a), len(b)
     graph = csr_array((np.ones(len(core.row), dtype=np.int8), (core.row, core.column)), shape=(n, m))
     partner = cast("np.ndarray", maximum_bipartite_matching(graph, perm_type="column"))
@@ -379,10 +379,10 @@ def _feasible(core: _Core, a: Tensor, b: Tensor, absolute: bool) -> _Core:
 
 
 def _solve(core: _Core, n: int, m: int) -> tuple[np.ndarray, Float64[np.ndarray, " n_target"]]:
-    """The best full matching of the core: the column of each row, and the prices of columns under which it is best."""
+    """The best full matching of the core: the column of each row, and the column prices under which it is best."""
     high, low = float(core.score.max()), float(core.score.min())
-    # On a grid: LAPJV bids in steps as small as the smallest difference, and can take years where costs span
-    # ten orders of magnitude. From 1 on: scipy takes a weight of 0 for no pair.
+    # Costs lie on a grid, because LAPJV bids in steps as small as the smallest difference, and can take years if
+    # costs span ten orders of magnitude. They start at 1, because scipy takes a weight of 0 for a missing pair.
     grid = (high - low) / GRID if high > low else 1.0
     cost = np.rint((high - core.score) / grid) + 1.0
     graph = cast("Any", csr_array((cost, (core.row, core.column)), shape=(n, m)))
@@ -396,9 +396,9 @@ def _prices(
 ) -> Float64[np.ndarray, " n_target"]:
     """The least prices p >= 0 under which no row prefers another column of the core to its own.
 
-    p_j >= p_own(i) + excess_ij for every pair (i, j) of the core, where excess_ij is what j is worth more to i than its
-    own column, in whole steps of the grid: longest paths, by sweeps over all pairs until nothing rises. The matching is
-    optimal for the core, so there is no rising cycle and columns that nobody has stay at 0.
+    They satisfy p_j >= p_own(i) + excess_ij for every pair (i, j) of the core, where excess_ij is how much more j is
+    worth to i than its own column, in whole steps of the grid. These are longest paths, found by sweeps over all pairs
+    until no price rises. The matching is optimal for the core, so no cycle rises and unassigned columns stay at 0.
     """
     order = np.argsort(core.column, kind="stable")
     column, own, excess = core.column[order], index[core.row[order]], excess[order]
@@ -413,7 +413,7 @@ def _prices(
 
 
 def _products(a: Tensor, b: Tensor, row: np.ndarray, column: np.ndarray, absolute: bool) -> Float64[np.ndarray, " n"]:
-    """a[row] . b[column] in float64, or its size, a slice that fits a cache at a time."""
+    """a[row] . b[column] in float64, or its absolute value, computed in slices that fit a cache."""
     parts, step = [np.zeros(0)], max(64, (1 << 20) // a.shape[1])
     for top in range(0, len(row), step):
         left = a[torch.from_numpy(row[top : top + step]).to(a.device)].double()

@@ -1,10 +1,9 @@
-"""A match table read a row at a time, from a mapped file. Imports nothing but the standard library.
+"""Read a match table row by row from a mapped file. Needs nothing but the standard library.
 
-What a flow graph asks of a table is one row at each step. Reading these from the mapped file, instead of the
-table through numpy, leaves out the import of numpy, which takes longer than everything else that
-growing a graph does. For the same reason a block of rows is compared with its checksum when one of its rows is first
-asked for, and the whole file by `Atlas.verify` alone: of a release in the shape of Gemma Scope 2B a graph asks for
-154 rows that lie in 100 MB of tables.
+A flow graph asks a table for one row at each step. Reading it from the mapped file, instead of the table through
+numpy, avoids importing numpy, which takes longer than everything else in growing a graph. For the same reason a block
+of rows is compared with its checksum when one of its rows is first read, and the whole file only by `Atlas.verify`:
+in a release of the shape of Gemma Scope 2B a graph asks for 154 rows, which lie in 100 MB of tables.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from saeflow.records import Match
 
 AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
 BLOCK: Final = 1024
-"""Rows a checksum of a block covers."""
+"""Rows that the checksum of a block covers."""
 
 
 class TableRows:
@@ -38,10 +37,10 @@ class TableRows:
 
         Args:
             path: the file.
-            source: the site whose features the rows are of.
+            source: the site whose features the rows belong to.
             target: the site of their matches.
-            sha256: compared with the whole file now.
-            blocks: what `block_sums` gave; compared a block at a time, when a row of it is first read.
+            sha256: checksum of the whole file, compared now.
+            blocks: checksums from `block_sums`; each is compared when a row of its block is first read.
 
         Raises:
             CorruptAtlas: when the file is missing or its checksum differs.
@@ -67,7 +66,7 @@ class TableRows:
     def best(self, feature: FeatureId, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
 
-        A one-to-one method leaves some features without a partner: then there is none.
+        Empty if the feature has no match, such as one that a one-to-one method leaves without a partner.
 
         Raises:
             UnknownFeature: when the index lies outside the source dictionary.
@@ -91,7 +90,7 @@ class TableRows:
         )
 
     def block_sums(self) -> tuple[int, ...]:
-        """A CRC-32 of every `BLOCK` rows: of the header, their indices and their scores."""
+        """One CRC-32 for every `BLOCK` rows, over the header, their indices and their scores."""
         return tuple(self._sum(block) for block in range(math.ceil(self.n_source / BLOCK)))
 
     def _sum(self, block: int) -> int:
@@ -101,7 +100,7 @@ class TableRows:
         return zlib.crc32(self._data[self._score + first : self._score + last], indices)
 
     def _compare(self, block: int) -> None:
-        """Refuse a block of rows that differs from what was written; each is compared once."""
+        """Refuse a block of rows that differs from what was written; each block is compared once."""
         if block in self._seen:
             return
         known = self._blocks or ()
@@ -115,7 +114,7 @@ class TableRows:
 
 
 def checked(path: Path, sha256: str | None) -> mmap.mmap:
-    """A file of an atlas, mapped, after comparing its checksum where one is given.
+    """Map a file of an atlas, and compare its checksum if one is given.
 
     Raises:
         CorruptAtlas: when it cannot be read, is empty, or differs.
@@ -138,7 +137,7 @@ def checked(path: Path, sha256: str | None) -> mmap.mmap:
 def _check_length(path: Path) -> None:
     """Refuse a .safetensors file that does not end where its header says, before all of it is hashed.
 
-    safetensors would check it too, and imports numpy for that.
+    The safetensors package would check this too, but imports numpy for it.
     """
     with safetensors(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,23 +1,23 @@
-"""Products in fewer bits that find candidates, a bound that makes this exact, and which of them is fastest here.
+"""Products in fewer bits that find candidates, an error bound that keeps this exact, and the choice of the fastest.
 
-With x the dot product of two rows as float32 computes it, S the one computed from rounded rows, and a~ the rounded row:
+Let x be the dot product of two rows as computed in float32, S the one computed from rounded rows, a~ a rounded row:
 
     |a.b - a~.b~|      <= |a - a~| |b| + |a~| |b - b~|             Cauchy-Schwarz, norms of the residuals measured
     rounding of sums   <= gamma |a| |b| on either side             gamma = n u / (1 - n u), u = 2^-24
     S = S' (1 + e)        |e| <= unit                              how S' is rounded when it is written
 
 The second line holds for any order of summation (Higham 2002, section 3.1): a product of two bfloat16 numbers is exact
-in float32, so only the n - 1 additions round; integers of int8 add up exactly in int32; and the float32 product rounds
-n times more. So every column whose x reaches t has S >= (t - eps) (1 - unit), where eps is the sum of the first two
-lines. Those below are left out, the others are ranked by x. The bound holds for tiles of float32 as well, whose sums
-are only added up in another order: eps is near 0.0003 there for unit rows of width 2,304, and `unit` is nothing.
+in float32, so only the n - 1 additions round; int8 products add up exactly in int32; and in float32 the n products
+round too. So every column whose x reaches t has S >= (t - eps) (1 - unit), where eps is the sum of the first two
+lines. Columns below that are dropped, the others are ranked by x. The bound also holds for float32 tiles, which differ
+only in the order of summation: there eps is near 0.0003 for unit rows of width 2,304, and `unit` is negligible.
 
-bfloat16 keeps eps near 0.004 for unit rows of width 2,304. int8 has a scale for each row (its largest entry / 127) and
-eps near 0.016, so it serves where good matches stand out and leaves too many candidates where they do not.
+For unit rows of that width, bfloat16 keeps eps near 0.004. int8 has one scale per row (its largest entry / 127) and
+eps near 0.016, so it is useful where good matches stand out and leaves too many candidates where they do not.
 
-Which product is fastest cannot be read from the flags of a processor, so it is measured: once for each processor,
-version of torch, number of threads and width, in about a tenth of a second, and kept in the cache folder.
-SAEFLOW_PRODUCT=float32, bfloat16 or int8 sets it instead.
+The fastest product cannot be read from processor flags, so it is measured: once for each processor, version of torch,
+number of threads and width, in about a tenth of a second, and kept in the cache folder.
+SAEFLOW_PRODUCT=float32, bfloat16 or int8 overrides the choice.
 """
 
 from __future__ import annotations
@@ -50,33 +50,33 @@ PRODUCTS: Final = get_args(Product)
 Name = TypeVar("Name", bound=str)
 VARIABLE: Final = "SAEFLOW_PRODUCT"
 SMALLEST: Final = 2048
-"""Rows on either side from which screening is considered; below, rounding the rows takes what the product gains."""
+"""Rows per side from which screening is considered; below, rounding the rows costs what the product gains."""
 U32: Final = 2.0**-24
 UNIT: Final[dict[Product, float]] = {"float32": 2.0**-20, "bfloat16": 2.0**-8, "int8": 2.0**-20}
-"""What writing a product, and computing a cut from it, may change: twice what it does, or more."""
+"""Relative error allowed for writing a product and computing a cut from it: at least twice the actual error."""
 TINY: Final = 1e-30
-"""What products lose where hardware takes subnormal numbers for zero; far below any bound it is added to."""
+"""Error allowed for hardware that flushes subnormal numbers to zero; far below any bound it is added to."""
 GATHERED: Final = 1 << 22
-"""Products looked at, and candidates that wait, at a time: bounds the memory of ranking."""
+"""Products examined, and candidates that wait, at a time: bounds the memory of ranking."""
 _BLOCK: Final = 256
-"""Rows rounded at a time: what they need stays in the cache."""
+"""Rows rounded at a time, so that they stay in the processor's cache."""
 _SAMPLE: Final = 32
-"""Rows of a side for which candidates are counted before a kind of product is chosen."""
+"""Rows per side for which candidates are counted before a kind of product is chosen."""
 _WIDEST: Final = (1 << 31) // 127**2
-"""Width up to which sums of int8 products fit int32."""
+"""Width up to which sums of int8 products fit into int32."""
 _log = logging.getLogger("saeflow.matching")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounded:
-    """The rows of one side as they are multiplied.
+    """The rows of one side in the format they are multiplied in.
 
     Attributes:
-        product: The kind.
-        rows: The rows in it; those given for float32.
-        scale: What int8 rows are multiplied by; None for the others.
+        product: The kind of product.
+        rows: The rows in its format; for float32, the rows as given.
+        scale: The factor of every int8 row; None for other kinds.
         norm: The norm of every row.
-        error: The norm of what rounding took from it.
+        error: The norm of every row's rounding error.
     """
 
     product: Product
@@ -87,7 +87,7 @@ class Rounded:
 
     @staticmethod
     def of(rows: Float[Tensor, "n d_model"], product: Product) -> Rounded:
-        """Round rows, and measure what that takes from them."""
+        """Round rows, and measure the error."""
         n, own = len(rows), product == "float32"
         norm, error = (rows.new_zeros(n, dtype=torch.float64) for _ in range(2))
         low = rows if own else torch.empty_like(rows, dtype=getattr(torch, product))
@@ -108,16 +108,16 @@ class Rounded:
                 low[some] = steps
                 rest = exact - steps.mul_(scale[some, None])
             error[some] = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
-        # the residual of int8 is rounded itself
+        # the residual of int8 has a rounding error itself
         return Rounded(product, low, scale, norm, error + (2 * U32 * norm if scale is not None else 0))
 
     def multiply(self, other: Rounded, own: slice | Tensor, others: slice, out: Float[Tensor, "n m"]) -> None:
-        """Some of the rows times some of the other side's, into `out`."""
+        """Multiply some rows by some rows of the other side, into `out`."""
         left, right = self.rows[own], other.rows[others].T
         if self.scale is None or other.scale is None:
             torch.mm(left, right, out=out)
             return
-        # converted block by block, while it is in the cache
+        # converted block by block, while a block is in the cache
         step = max(1, (1 << 18) // max(1, out.shape[1]))
         sums, by_row = torch._int_mm(left, right), self.scale[own, None]  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         for top in range(0, len(out), step):
@@ -130,7 +130,7 @@ class Rounded:
         return torch.float32 if self.scale is not None else self.rows.dtype
 
     def eps(self, other: Rounded) -> Float[Tensor, " n"]:
-        """For every row, how far S' may be from x with any row of the other side; rounded up."""
+        """For every row, how far S' may be from x with any row of the other side, rounded up."""
         gamma = (self.rows.shape[1] + 2) * U32
         gamma /= 1 - gamma
         norm, error = other.norm.max(), other.error.max()
@@ -143,9 +143,9 @@ class Rounded:
 def widened(
     reached: Float[Tensor, " n"], eps: Float[Tensor, " n"], unit: float, *, rounded: bool
 ) -> Float[Tensor, " n"]:
-    """What the S of a column must exceed to be among the best, when the k-th best is `reached`.
+    """The cut that the S of a column must exceed to be among the k best, if the k-th best is `reached`.
 
-    `rounded` says that `reached` is an S too, which the x of its column may fall short of.
+    `rounded` means that `reached` is an S too, which may exceed the x of its column.
     """
     if rounded:
         reached = reached - unit * reached.abs() - eps
@@ -160,9 +160,9 @@ def dots(
     j: Int[Tensor, " found"],
 ) -> Float[Tensor, " found"]:
     """one[i] . other[j] in float32, for `i` in ascending order."""
-    if one.device.type == "cpu":  # which gathers no rows
+    if one.device.type == "cpu":  # a sampled product, which gathers no rows
         starts = torch.searchsorted(i, torch.arange(len(one) + 1))
-        with warnings.catch_warnings():  # that sparse tensors are new
+        with warnings.catch_warnings():  # torch warns that sparse tensors are new
             warnings.simplefilter("ignore", UserWarning)
             pairs = torch.sparse_csr_tensor(
                 starts, j, one.new_zeros(len(j)), size=(len(one), len(other)), check_invariants=False
@@ -184,13 +184,13 @@ def rounded_for(
     *,
     both: bool = True,
 ) -> tuple[Rounded, Rounded]:
-    """Both sides in the kind of product that is expected to find their `k` best soonest.
+    """Both sides, rounded for the kind of product that is expected to find their `k` best fastest.
 
-    A kind costs what its product costs, and a dot product for every candidate it leaves: these are counted for some
-    rows of either side, against all of the other. A line of the log says what was chosen and why.
+    The cost of a kind is its product, plus a dot product for every candidate it leaves; candidates are counted for a
+    sample of rows of either side, against all rows of the other. A log line says what was chosen and why.
 
     Raises:
-        InvalidArgument: when `product`, or SAEFLOW_PRODUCT, is no kind of product.
+        InvalidArgument: when `product`, or SAEFLOW_PRODUCT, is not a kind of product.
     """
     wanted = product or os.environ.get(VARIABLE) or None
     if wanted is not None:
@@ -224,9 +224,9 @@ def rounded_for(
 
 
 def _candidates(own: Rounded, other: Rounded, k: int) -> float:
-    """How many products of a row are ranked in float32, on average over a sample."""
+    """How many products of a row are ranked in float32, on average over a sample of rows."""
     rows = torch.linspace(0, len(own.rows) - 1, _SAMPLE, device=own.rows.device).long()
-    # the integer product of CUDA takes 17 rows or more, as these are
+    # CUDA's integer product needs at least 17 rows, fewer than the sample has
     tile = torch.empty(len(rows), len(other.rows), device=own.rows.device, dtype=own.written)
     own.multiply(other, rows, slice(None), tile)
     reached = tile.topk(min(k, tile.shape[1]), dim=1).values[:, -1].float()
@@ -234,13 +234,13 @@ def _candidates(own: Rounded, other: Rounded, k: int) -> float:
     return float((tile > cut[:, None]).sum()) / len(rows)
 
 
-# How long products take here
+# Timing of products on this machine
 
 
 def product_seconds(device: torch.device, width: int) -> dict[str, float]:
-    """Seconds of a multiply-add in each kind of product that is worth trying, and of one in a `dot` of candidates.
+    """Seconds per multiply-add for each kind of product worth trying, and for the dot products of candidates ("dot").
 
-    Measured where the cache folder does not know, at the power of two next to `width`.
+    Measured if not found in the cache folder, at the power of two nearest to `width`.
     """
     return _product_seconds(str(device), 2 ** round(math.log2(min(max(width, 64), 4096))), torch.get_num_threads())
 
@@ -263,21 +263,21 @@ def _product_seconds(device: str, width: int, threads: int) -> dict[str, float]:
         return found
     found = _measured(torch.device(device), width)
     _log.info("measured on %s: %s", key, {name: f"{1e-9 / s:.0f} G/s" for name, s in found.items()})
-    with suppress(OSError, SaeflowError):  # a cache folder that cannot be written
+    with suppress(OSError, SaeflowError):  # the cache folder may not be writable
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps({**known(), key: found}, indent=1) + "\n").encode())
     return found
 
 
 def _measured(device: torch.device, width: int) -> dict[str, float]:
-    """Seconds of a multiply-add of each kind: the best of five, the kinds in turn."""
+    """Seconds per multiply-add of each kind: the best of five runs, the kinds in turn."""
     cuda = device.type == "cuda"
     sizes = ((8192, 8192),) if cuda else ((64, 256), (256, 2048))
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(size, width, generator=generator).to(device) for size in sizes[-1]]
     found: dict[Product, float] = {}
     kinds: list[Product] = list(PRODUCTS)[: 2 if cuda else 3]
-    for n, m in sizes:  # small ones first: what hardware does not do takes hundreds of times as long
+    for n, m in sizes:  # small ones first: what hardware does not support takes hundreds of times as long
         acts: dict[Product, Callable[[], object]] = {}
         for kind in kinds:
             a, b = Rounded.of(rows[0][:n], kind), Rounded.of(rows[1][:m], kind)
@@ -285,20 +285,20 @@ def _measured(device: torch.device, width: int) -> dict[str, float]:
             acts[kind] = lambda a=a, b=b, out=out: a.multiply(b, slice(None), slice(None), out)
             try:
                 acts[kind]()
-            except (RuntimeError, AttributeError):  # a kind that this build of torch does not multiply
+            except (RuntimeError, AttributeError):  # this build of torch does not multiply this kind
                 del acts[kind]
         found |= {kind: s / (n * m * width) for kind, s in _least_seconds(acts, device).items()}
         kinds = [kind for kind in acts if found[kind] < 2 * found["float32"]]
     kept: dict[str, float] = {kind: found[kind] for kind in kinds}
     i, j = torch.arange(len(rows[0]), device=device).repeat_interleave(8), torch.arange(8 * len(rows[0]), device=device)
     dot = _least_seconds({"dot": lambda: dots(rows[0], i, rows[1], j % len(rows[1]))}, device)["dot"]
-    # rows that candidates need are seldom in the cache, and to find, sort and merge a candidate takes as long again
+    # doubled: candidates' rows are seldom in the cache, and finding, sorting and merging one takes as long again
     return kept | {"dot": 2 * dot / (len(i) * width)}
 
 
 def _least_seconds(acts: Mapping[Name, Callable[[], object]], device: torch.device) -> dict[Name, float]:
-    """The least seconds of five calls of each, in turn, after one that is not counted."""
-    # one thread can leave out the time that other processes take
+    """The shortest of five calls of each function, called in turn, after one call that is not counted."""
+    # the clock of a single thread leaves out the time that other processes take
     clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     least = dict.fromkeys(acts, math.inf)
     for turn in range(6):
@@ -312,7 +312,7 @@ def _least_seconds(acts: Mapping[Name, Callable[[], object]], device: torch.devi
 
 
 def _processor() -> str:
-    """The processor, told apart by its first block in /proc/cpuinfo where there is one: names alone are shared."""
+    """An identity of the processor, from its first block in /proc/cpuinfo if there is one, since names are shared."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]

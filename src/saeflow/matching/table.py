@@ -1,8 +1,8 @@
-"""MatchTable: what every matching method answers, its file, mutual matches, and significant ones. No torch.
+"""MatchTable: the result of every matching method, its file, and mutual and significant matches. Without torch.
 
-One row per feature of the source dictionary: the rows of the target it matches, best first, and how
-well. Saved as safetensors with the sites, the method and the fingerprints of both dictionaries in the
-header, so that a table on its own says what it is.
+A table has one row per feature of the source dictionary: the rows of the target it matches, best first, and their
+scores. It is saved as safetensors with the sites, the method and the fingerprints of both dictionaries in the
+header, so that a table describes itself.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Provenance(NamedTuple):
     """How a table was made: two tables of the same provenance are equal.
 
     Attributes:
-        method: A name in `METHODS`, or "pearson".
-        k: How many matches are kept for each feature.
+        method: A name in `METHODS`, "pearson" or "transport".
+        k: Matches kept per feature.
         source: Fingerprint of the rows of the source.
         target: Fingerprint of the rows of the target.
     """
@@ -59,9 +59,9 @@ class MatchTable:
         method: How it was matched, such as "cosine".
         n_target: Number of features of the target dictionary.
         index: Rows of the target dictionary, best first.
-        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1]. -inf where there is
-            no match: the feature has no direction, or a one-to-one method left it without a partner; `index` is 0
-            there and means nothing.
+        score: Their scores; for "cosine" the cosine of the two decoder rows, in [-1, 1]. -inf if there is no
+            match, because the feature has no direction or a one-to-one method left it without a partner; `index`
+            is 0 there and has no meaning.
         made_from: Fingerprints of the source and the target dictionary, "" when unknown.
     """
 
@@ -91,7 +91,7 @@ class MatchTable:
 
     @property
     def provenance(self) -> Provenance:
-        """How it was made."""
+        """How the table was made."""
         return Provenance(self.method, self.k, *self.made_from)
 
     def has(self, source: Site, target: Site) -> bool:
@@ -101,7 +101,7 @@ class MatchTable:
     def best(self, feature: FeatureId, target: Site | None = None, k: int | None = None) -> tuple[Match, ...]:
         """The best `k` matches of `feature`, best first (all that are kept when `k` is None).
 
-        None where the feature has no direction, or a one-to-one method left it without a partner.
+        Empty if the feature has no direction, or a one-to-one method left it without a partner.
 
         Raises:
             UnknownSite: when the feature or `target` belongs to another table.
@@ -121,7 +121,7 @@ class MatchTable:
         return tuple(Match(FeatureId(self.target, index), score) for index, score in pairs if score != -np.inf)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One match a row: `source` and `target` (rows of the dictionaries), `rank` (0 is the best) and `score`.
+        """One row per match: `source` and `target` (rows of the dictionaries), `rank` (0 is the best) and `score`.
 
         Places without a match are left out.
         """
@@ -147,7 +147,7 @@ class MatchTable:
         }
         arrays = {"index": np.ascontiguousarray(self.index), "score": np.ascontiguousarray(self.score)}
         header["check"] = _check(header, arrays["index"], arrays["score"])
-        # One entry alone, so that the same table is always the same bytes.
+        # a single entry of metadata, so that the same table always has the same bytes
         return save(arrays, metadata={HEADER: json.dumps(header)})
 
     def save(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class MatchTable:
 
 
 def provenance_on_disk(path: Path) -> Provenance | None:
-    """How the table at a path was made; None where there is none that can be read."""
+    """How the table at a path was made; None if there is no readable table."""
     if not path.exists():
         return None
     try:
@@ -195,12 +195,12 @@ def provenance_on_disk(path: Path) -> Provenance | None:
 
 
 def ranks_back(table: MatchTable, back: MatchTable) -> Int32[np.ndarray, "n_source k"]:
-    """At which place each match names the feature in return: 0 is its best; -1 where it does not.
+    """The rank at which each match lists the feature in return: 0 as its best match, -1 if it does not list it.
 
-    `back` is the table of the opposite direction, and what it does not keep counts as not named.
+    `back` is the table of the opposite direction; matches that it does not keep count as not listed.
 
     Raises:
-        InvalidArgument: when `back` does not lead back.
+        InvalidArgument: when `back` is not the table of the opposite direction.
     """
     if (back.source, back.target) != (table.target, table.source) or (
         (back.n_source, back.n_target) != (table.n_target, table.n_source)
@@ -221,7 +221,8 @@ def mutual(table: MatchTable, back: MatchTable, k: int = 1) -> Bool[np.ndarray, 
     With k = 1, `mutual(...)[:, 0]` marks mutual best matches.
 
     Raises:
-        InvalidArgument: when `back` does not lead back, or a table keeps fewer than `k`.
+        InvalidArgument: when `back` is not the table of the opposite direction, a table keeps fewer than `k` matches,
+            or `k` is below 1.
     """
     if k < 1:
         raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
@@ -234,7 +235,7 @@ def mutual(table: MatchTable, back: MatchTable, k: int = 1) -> Bool[np.ndarray, 
 
 
 def _check(header: dict[str, Any], index: np.ndarray, score: np.ndarray) -> str:
-    """A checksum of all that a table holds, in its own file: a build that resumes has no other yet."""
+    """A checksum of a table's contents, stored in its own file: a build that resumes has no other yet."""
     total = zlib.crc32(json.dumps({**header, "made_from": list(header["made_from"])}).encode())
     return f"{zlib.crc32(score.tobytes(), zlib.crc32(index.tobytes(), total)):08x}"
 
@@ -246,9 +247,9 @@ def _header(path: Path, text: str) -> dict[str, Any]:
     return header
 
 
-# Which best matches stand out from their null at a false-discovery rate: those whose p-value passes the step-up rule of
-# Benjamini and Hochberg (1995). Of the edges that are kept, a share `fdr` at most is expected to be false. p falls as
-# the score rises, so the rule comes down to one cut for each pair of sites.
+# Best matches are significant at a false-discovery rate if their p-value passes the step-up rule of Benjamini and
+# Hochberg (1995). Of the edges kept, a share of at most `fdr` is expected to be false. p falls as the score rises, so
+# the rule amounts to one cut for each pair of sites.
 
 
 def p_values(null: NullDistribution, scores: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -258,9 +259,9 @@ def p_values(null: NullDistribution, scores: Float[np.ndarray, " n"]) -> Float64
 
 
 def cut(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: float) -> float:
-    """The lowest of the `best` scores of a pair's features that is significant at the rate `fdr`.
+    """The lowest of the scores `best`, those of a pair's best matches, that is significant at the rate `fdr`.
 
-    1.0, which only equal rows reach, when none is.
+    1.0, which only equal rows reach, if none is.
 
     Raises:
         InvalidArgument: when `fdr` is not between 0 and 1.
@@ -275,14 +276,14 @@ def cut(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: float) -> fl
 
 
 def rows_needed(null: NullDistribution, best: Float[np.ndarray, " n"], fdr: float) -> int | None:
-    """How many null scores would tell, where `cut` keeps nothing for want of them; None where they are enough.
+    """How many null scores are needed, if `cut` keeps nothing because there are too few; None if there are enough.
 
-    p is never below 1 / (n + 1). Matches that beat every null score are kept only when n is at least
+    p is never below 1 / (n + 1). Matches that beat every null score are kept only if n is at least
 
         N / (fdr u) - 1        N best matches, u of them above the whole null
 
-    so that a null of n scores can keep nothing where fewer than N / (fdr (n + 1)) features have a counterpart. That few
-    matches above the null may be chance (a Poisson count with mean N / (n + 1)) counts as enough.
+    so a null of n scores may keep nothing if fewer than N / (fdr (n + 1)) features have a counterpart. If so few
+    matches beat the null that they may be chance (a Poisson count with mean N / (n + 1)), n counts as enough.
 
     Raises:
         InvalidArgument: when `fdr` is not between 0 and 1.

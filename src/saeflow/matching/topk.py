@@ -2,22 +2,22 @@
 
     T(A -> B) = I[x > 0]( top_k( W_dec(A)^T W_dec(B) ) ),   rows of unit norm
 
-The indicator is left to the reader of the table: scores are kept, signs and all. The whole matrix is never in memory:
+The indicator is left to the reader of the table: scores keep their signs. The whole matrix is never in memory:
 
     1. A tile of products a[rows] @ b[columns].T is computed.
-    2. Along each axis the tile is cut into groups that interleave, and every group is reduced to its largest
+    2. Along each axis the tile is divided into interleaved groups, and every group is reduced to its largest
        product: an elementwise maximum of slices, which reads the tile once at the speed of memory.
-    3. The k-th largest maximum of a line is reached by k of its products, so it is a cut to begin with; the k-th best
-       product so far is the cut later. Only groups whose maximum exceeds the cut are looked at.
-    4. What exceeds it there joins the k best of its line.
+    3. At least k products of a line reach its k-th largest group maximum, so this is the first cut; later the cut is
+       the k-th best product so far. Only groups whose maximum exceeds the cut are examined.
+    4. Products in them that exceed the cut join the k best of their line.
 
-Steps 2 to 4 run along rows and along columns of the same tile, so that one product answers both directions.
+Steps 2 to 4 run along rows and along columns of the same tile, so that one product serves both directions.
 
-    5. In the end these candidates are ranked by dot products of their own, in float32.
+    5. Finally these candidates are ranked by separate dot products in float32.
 
-Tiles may be multiplied in bfloat16 or int8 where that is faster (`screening`): cuts are lowered by a bound on what
-rounding does. Since step 5 is the same for every kind of product, for float32 too, the answer is the same to the bit
-whatever the kind, the tiles and the number of threads.
+Tiles may be multiplied in bfloat16 or int8 where that is faster (`screening`): cuts are then lowered by a bound on the
+rounding error. Since step 5 is the same for every kind of product, including float32, the answer is the same to the
+bit whatever the kind, the tiles and the number of threads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS = 1024
 COLUMNS = 16384
 LARGEST = torch.finfo(torch.float32).max
 SKEW = 16
-"""Products between two rows of a buffer, so that a column does not fall on one set of the cache."""
+"""Padding after each row of the tile buffer, so that the entries of a column do not all map to one cache set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class TopColumns:
 
     @staticmethod
     def none(n: int, k: int, device: torch.device) -> TopColumns:
-        """Nothing found yet: every index is -1 and every score minus infinity."""
+        """An empty result: every index is -1 and every score minus infinity."""
         return TopColumns(torch.full((n, k), -1, device=device), torch.full((n, k), -torch.inf, device=device))
 
     def part(self, lines: slice) -> TopColumns:
@@ -71,7 +71,7 @@ def top_k_both(
 ) -> tuple[TopColumns, TopColumns]:
     """The `k` largest products of each row of `a` with the rows of `b`, and of each row of `b` with those of `a`.
 
-    Any finite float32 rows on one device; for unit rows the products are cosines. Where two scores are equal
+    Takes any finite float32 rows on one device; for unit rows the products are cosines. If two scores are equal
     to the bit the lower index comes first, except at place `k`, where either may be kept.
 
     Args:
@@ -80,8 +80,8 @@ def top_k_both(
         k: How many to keep, for both directions.
         rows: Rows of `a` in a tile.
         columns: Rows of `b` in a tile.
-        product: What candidates are found in, "float32", "bfloat16" or "int8"; by default what is fastest here for
-            these rows. The answer is the same to the bit.
+        product: The format in which candidates are found, "float32", "bfloat16" or "int8"; by default the fastest
+            here for these rows. The answer is the same to the bit.
 
     Raises:
         WidthMismatch: when the two differ in width.
@@ -120,7 +120,7 @@ def _search(
     if not 1 <= k <= most:
         raise InvalidArgument(f"k={k} matches were asked of {most} rows. Give k between 1 and {most}.")
     for name, side in (("first", a), ("second", b)):
-        # a sum is finite only where every value is, and takes no copy
+        # a sum is finite only if every value is, and takes no copy
         if not math.isfinite(side.sum(dim=1).sum()):
             bad = int((~side.isfinite().all(dim=1)).sum())
             if bad:
@@ -143,9 +143,9 @@ def _search(
 
 @contextmanager
 def full_precision() -> Generator[None]:
-    """Products in true float32, whatever the caller allows its own (TF32 on a GPU, bfloat16 on a CPU).
+    """Compute products in true float32, whatever the caller has allowed (TF32 on a GPU, bfloat16 on a CPU).
 
-    Sums of bfloat16 products are kept in float32 too.
+    Products of bfloat16 are summed in float32 too.
     """
     before, cuda = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul
     reduced = cuda.allow_bf16_reduced_precision_reduction
@@ -158,18 +158,18 @@ def full_precision() -> Generator[None]:
         cuda.allow_bf16_reduced_precision_reduction = reduced
 
 
-# Tiles of a product a @ b.T, and the groups that their rows and columns are cut into
+# Tiles of a product a @ b.T, and the groups that their rows and columns are divided into
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lines:
-    """The rows or the columns of a tile, each cut into groups.
+    """The rows or the columns of a tile, each divided into groups.
 
     Group j of a line holds its places j, j + n_groups, j + 2 n_groups…, so that all maxima of a tile are one
     elementwise maximum over slices.
 
     Attributes:
-        products: The tile with one line a row; a transposed view where the lines are its columns.
+        products: The tile with one line per row; a transposed view if the lines are its columns.
         group_size: Products in a group.
     """
 
@@ -178,7 +178,7 @@ class Lines:
 
     @property
     def n_groups(self) -> int:
-        """Groups of a line."""
+        """Groups in a line."""
         return self.products.shape[1] // self.group_size
 
     def maxima(self) -> Float[Tensor, "n groups"]:
@@ -191,7 +191,7 @@ class Lines:
     def of_groups(
         self, line: Int[Tensor, "*which"], group: Int[Tensor, "*which2"]
     ) -> tuple[Float[Tensor, "*which3"], Int[Tensor, "*which3"]]:
-        """The products of some groups, and their places in the line; one more axis than `group`."""
+        """The products of some groups and their places in the line, with one more axis than `group`."""
         steps = torch.arange(self.group_size, device=group.device) * self.n_groups
         places = group[..., None] + steps
         return self.products[line[..., None].expand_as(places), places], places
@@ -199,7 +199,7 @@ class Lines:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tile:
-    """A tile of products, filled up with -inf to whole groups along both axes."""
+    """A tile of products, padded with -inf to whole groups along both axes."""
 
     products: Float[Tensor, "height width"]
     n_rows: int
@@ -216,7 +216,7 @@ class Tile:
 
 
 def tiles(a: Rounded, b: Rounded, k: int, rows: int, columns: int) -> Iterator[tuple[slice, slice, Tile]]:
-    """Every tile of a @ b.T with the rows and columns it stands for, one after the other in one buffer."""
+    """Yield every tile of a @ b.T with the rows and columns it covers; all tiles share one buffer."""
     height, width = min(rows, len(a.rows)), min(columns, len(b.rows))
     tall, wide = _padded(height, k), _padded(width, k)
     buffer = torch.full((tall, wide + SKEW), -torch.inf, dtype=a.written, device=a.rows.device)[:, :wide]
@@ -231,12 +231,12 @@ def tiles(a: Rounded, b: Rounded, k: int, rows: int, columns: int) -> Iterator[t
 
 
 def group_size(m: int, k: int) -> int:
-    """Products in a group of a line of about `m`: looking at m / g maxima should cost what ranking k * g does."""
+    """The group size g for lines of about `m` products: scanning m / g maxima should cost what ranking k * g does."""
     return 2 ** max(2, min(6, round(math.log2(math.sqrt(m / k) + 1))))
 
 
 def _padded(m: int, k: int) -> int:
-    """The least length from `m` up that is whole groups of its own group size."""
+    """The least length of `m` or more that is a multiple of its own group size."""
     for length in range(m, 2 * m + 64):
         if length % group_size(length, k) == 0:
             return length
@@ -247,16 +247,16 @@ def _padded(m: int, k: int) -> int:
 
 
 class _Best:
-    """The best of the lines of one side while tiles come in."""
+    """The best of the lines of one side so far, while tiles come in."""
 
     def __init__(self, own: Tensor, other: Tensor, k: int, low: Rounded, low_other: Rounded) -> None:
-        """Nothing found yet: `own` are the rows that lines stand for, `other` those they are ranked among."""
+        """Start empty; `own` holds the rows that lines stand for, `other` the rows to find their best among."""
         self.own, self.other = own, other
         self.eps, self.unit = low.eps(low_other), UNIT[low.product]
         self.in_tiles, self.exact = (TopColumns.none(len(own), k, own.device) for _ in range(2))
-        """By the products of the tiles, and by their own."""
+        """The k best by products of the tiles, and the k best by separate dot products."""
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Candidates: lines, columns, and products of the tiles."""
+        """Candidates: lines, columns and products of the tiles."""
 
     def add(self, lines: Lines, block: slice, offset: int) -> None:
         """Take in the lines `block` of a tile whose first column is `offset`."""
@@ -264,9 +264,9 @@ class _Best:
         maxima = lines.maxima().float()
         reached = best.score[:, -1]
         if maxima.shape[1] >= k and bool((reached == -torch.inf).any()):
-            reached = torch.maximum(reached, maxima.topk(k, dim=1).values[:, -1])  # of k products at least
+            reached = torch.maximum(reached, maxima.topk(k, dim=1).values[:, -1])  # reached by k products at least
         cut = self._cut(reached, block)
-        # "not below": a NaN is looked at
+        # "not below", so that a NaN is examined too
         line, group = torch.nonzero(~(maxima <= cut[:, None]), as_tuple=True)
         size = max(1, GATHERED // lines.group_size)
         for some_lines, some_groups in zip(line.split(size), group.split(size), strict=True):
@@ -279,16 +279,16 @@ class _Best:
                 self._rank()
 
     def _cut(self, reached: Tensor, lines: slice) -> Tensor:
-        """What a product of a tile must exceed, where the k-th best of them is `reached` so far."""
+        """The cut that a product of a tile must exceed, if the k-th best of them is `reached` so far."""
         exact = widened(self.exact.score[lines, -1], self.eps[lines], self.unit, rounded=False)
         cut = torch.maximum(exact, widened(reached, self.eps[lines], self.unit, rounded=True))
-        return cut.nan_to_num(nan=LARGEST, posinf=torch.inf, neginf=-torch.inf)  # beyond float32: infinities differ
+        return cut.nan_to_num(nan=LARGEST, posinf=torch.inf, neginf=-torch.inf)  # overflow: inf - inf is NaN
 
     def _rank(self) -> None:
         """Rank the candidates that still exceed their cut."""
         line, column, score = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
         self.waiting.clear()
-        # the k best of those that wait come first: their own products give a cut half as far below
+        # the k best by products of the tiles come first: their exact products give a cut with half the margin
         first = score >= self.in_tiles.score[line, -1]
         for some in (first, ~first):
             kept = some & ~(score <= self._cut(self.in_tiles.score[:, -1], slice(None))[line])
@@ -297,7 +297,7 @@ class _Best:
             _merge(self.exact, lines, columns, dots(self.own, lines, self.other, columns))
 
     def result(self) -> TopColumns:
-        """Best first, and the lower index first among equals."""
+        """The best of every line, best first, and the lower index first among equal scores."""
         if self.waiting:
             self._rank()
         index, order = self.exact.index.sort(dim=1)
@@ -308,14 +308,14 @@ class _Best:
 def _merge(
     best: TopColumns, line: Int[Tensor, " found"], index: Int[Tensor, " found"], score: Float[Tensor, " found"]
 ) -> None:
-    """Fold candidates, any number for each line, into the running best, in place; `line` ascends."""
+    """Merge candidates, any number per line, into the running best in place; `line` must ascend."""
     if not len(line):
         return
     k = best.index.shape[1]
     lines, counts = torch.unique_consecutive(line, return_counts=True)
     which = torch.arange(len(lines), device=line.device).repeat_interleave(counts)
     place = torch.arange(len(line), device=line.device) - (counts.cumsum(0) - counts)[which]
-    # most lines have few: those with more take several turns
+    # most lines have few candidates; lines with more take several turns
     step, most = max(k, 16), int(counts.max())
     for first in range(0, most, step):
         width = min(step, most - first)

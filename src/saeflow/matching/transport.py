@@ -1,26 +1,26 @@
 """Match features by optimal transport between the hidden states that express them (Cao et al. 2026, arXiv 2605.28567).
 
-A feature is a distribution over tokens, each weighted with the feature's activation there. What stands for a token is
-its hidden state at one reference site, the same for every feature, so that features of any two sites are compared in
-one space:
+A feature is a distribution over tokens, each weighted by the feature's activation there. A token is represented by its
+hidden state at one reference site, the same for every feature, so that features of any two sites are compared in one
+space:
 
     mu_f = sum_t a_f(t) delta(s_t) / sum_t a_f(t)        s_t  hidden state of token t, less the mean, at unit norm
     score(f, g) = max over couplings pi of mu_f and mu_g of the mean of s . s' = 1 - W_2(mu_f, mu_g)^2 / 2
 
-The score lies in [-1, 1]; 1 are equal distributions. It does not change when a feature's activations are scaled.
+The score lies in [-1, 1], and is 1 for equal distributions. It does not change if a feature's activations are scaled.
 
-1. Each distribution is drawn as as many tokens of equal mass, token t with probability a_f(t) / sum a_f. The draws are
-   exponential races (the token with the smallest E_t / a_f(t) wins), with E shared by all features: features that fire
-   alike draw the same tokens, so that what they differ by is no noise of drawing.
+1. From each distribution the same number of tokens is drawn, all of equal mass, token t with probability
+   a_f(t) / sum a_f. The draws are exponential races (the token with the smallest E_t / a_f(t) wins), with E shared by
+   all features: features that fire alike draw the same tokens, so sampling noise does not separate them.
 2. Between equal masses optimal transport is an assignment, which scipy solves exactly.
 3. Only the pairs with the nearest means are solved, as W_2 is at least the distance of the means:
 
        score(f, g) <= 1 - |m_f - m_g|^2 / 2
 
-   The search of a feature ends where this bound falls below its k-th best score, which is then proved, or after so many
-   candidates; without a limit it always ends with the proof.
+   The search of a feature ends when this bound falls to its k-th best score, which proves its matches, or after a
+   limited number of candidates; without a limit it always ends with the proof.
 
-What the paper's abstract leaves open is chosen here: which space is shared, and how many tokens are drawn.
+The paper's abstract leaves open which space is shared and how many tokens are drawn; both are chosen here.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from saeflow.errors import InvalidArgument
 
 METHOD: Final = "transport"
 ATOMS: Final = 64
-"""Tokens that stand for a feature."""
+"""Tokens drawn per feature."""
 CANDIDATES: Final = 16
-"""Pairs of a feature that are solved at most."""
+"""Pairs solved per feature at most."""
 _AT_ONCE: Final = 8
 """Candidates whose costs are computed in one product."""
 
@@ -46,19 +46,19 @@ _AT_ONCE: Final = 8
 def unit_states(
     states: Float32[np.ndarray, "n_tokens d"], counts: Bool[np.ndarray, " n_tokens"]
 ) -> Float32[np.ndarray, "n_tokens d"]:
-    """Hidden states less their mean over the tokens that count, at unit norm; zeros stay zeros."""
+    """Hidden states less their mean over the tokens in `counts`, at unit norm; zeros stay zeros."""
     centred = states - states[counts].mean(axis=0, dtype=np.float64).astype(np.float32)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     return centred / np.where(norms > 0, norms, 1)
 
 
 def draw_atoms(acts: sp.csc_array, *, atoms: int = ATOMS, seed: int = 0) -> Int64[np.ndarray, "n_features atoms"]:
-    """Tokens that stand for each feature, drawn as often as it fires on them; -1 for one that never fires.
+    """Draw tokens for each feature with probabilities proportional to its activations; -1 if it never fires.
 
     Args:
         acts: activations, tokens by features, none below 0.
-        atoms: tokens of a feature.
-        seed: of the races; the same for all that is compared.
+        atoms: tokens per feature.
+        seed: seed of the races; must be the same for all features that are compared.
 
     Raises:
         InvalidArgument: for fewer than 1 atom.
@@ -87,14 +87,15 @@ def top_transport(
 ) -> tuple[tuple[Int64[np.ndarray, "_ k"], Float32[np.ndarray, "_ k"]], ...]:
     """The `k` best of `other` for each feature of `one`, and the other way round, as (index, score), best first.
 
-    Index 0 with score -inf stands where there is no match: a feature that never fires, and beyond those that do.
+    Index 0 with score -inf marks a missing match: for a feature that never fires, and where fewer than `k` features of
+    the other side fire.
 
     Args:
         one: `draw_atoms` of the source.
-        other: those of the target, by the same seed.
+        other: `draw_atoms` of the target, with the same seed.
         states: `unit_states` of the tokens that atoms number.
-        k: matches of a feature.
-        candidates: pairs of a feature that are solved, at most and at least k; None for as many as the proof takes.
+        k: matches per feature.
+        candidates: pairs solved per feature at most, and at least k; None for as many as the proof takes.
 
     Raises:
         InvalidArgument: when `k` is not between 1 and the smaller number of features.
@@ -134,7 +135,7 @@ def _best_of(
     *,
     back: bool,
 ) -> list[tuple[int, float]]:
-    """The `k` best targets of a feature; `solved` holds what is known of (source, target), and gains what is found."""
+    """The `k` best targets of a feature; scores of (source, target) are taken from `solved`, and new ones added."""
     best: list[tuple[int, float]] = []
     for start in range(0, len(searched), _AT_ONCE):
         if len(best) == k and best[-1][1] >= bounds[start]:

@@ -1,15 +1,15 @@
-"""One room for each figure of the paper: its table's picture, its sentence, and the claims it answers. No torch.
+"""One module per figure of the paper: how its table is drawn, its sentence, and the claims it checks. No torch.
 
     fig07_rescale.py   figure 7: `figure` draws its table, `sentence` says what it shows, `claim_loss` checks a claim
-    kinds.py           the kinds of chart they are made of; style.py colours and panels; saving.py SVG, PNG and PDF
+    kinds.py           the chart types they are made of; style.py colours and panels; saving.py SVG, PNG and PDF
     trials.py, origins.py, steering.py, transition.py   what the figures of one experiment share
     claims.py          claims.toml and items.toml: what the paper says; verdicts.py how a claim is judged
-    evidence.py        what a run gave, as claims read it
+    evidence.py        the results of a run, as claims read them
     results.py         the page of a results folder
     comparison.py      two or more dictionaries side by side
 
-`draw(table)` gives the figures of any table of a results folder, `reading(table)` its sentence, `save(figure, path)`
-writes one. The package imports matplotlib; nothing else of saeflow imports it before a figure is asked for.
+`draw(table)` returns the figures of any table of a results folder, `reading(table)` its sentence, and
+`save(figure, path)` writes a figure. The package imports matplotlib; the rest of saeflow imports it only to draw.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Plate:
     """A finished figure.
 
     Attributes:
-        name: a file name without ending, its own within a table.
-        of: the values it stands for, in words; empty where the table has one figure.
+        name: a file name without extension, unique within a table.
+        of: the column values it shows, in words; empty for a table that is not split by values.
         figure: as drawn.
         keys: those values by column.
     """
@@ -58,16 +58,16 @@ FIGURES: Final[Mapping[str, Drawing]] = {
     for module in _MODULES.split()
     for name, drawing in import_module(f"saeflow.paper.{module}").DRAWINGS.items()
 }
-"""Every table that has a figure."""
+"""How each table with a figure is drawn, by its name."""
 
 
 def draw(table: SummaryTable, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
-    """The figures of a table: one, or one for each method, strategy, or theme and direction it holds.
+    """Draw the figures of a table: one, or one for each method, strategy, or theme and direction it holds.
 
     A table without rows gives a figure that says so.
 
     Raises:
-        InvalidArgument: for a table that has no figure, naming those that have one, or one that lacks a
+        InvalidArgument: for a table without a figure (the message lists those with one), or one that lacks a
             column its figure needs.
     """
     frame = Frame.read(table)
@@ -97,9 +97,9 @@ def draw(table: SummaryTable, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
 
 
 def reading(table: SummaryTable) -> str:
-    """A sentence or two on what a table says; empty where it has no rows or nothing to say it from.
+    """A sentence or two on what a table shows; empty if it has no figure, no rows, or nothing to report.
 
-    A sentence reports; it does not explain. It names the method, gives intervals where the table has them, and leaves
+    A sentence reports and does not explain. It names the method, gives intervals where the table has them, and leaves
     out whatever the table leaves open.
     """
     frame = Frame.read(table)
@@ -107,7 +107,7 @@ def reading(table: SummaryTable) -> str:
 
 
 def _parted(frame: Frame, columns: Sequence[str]) -> list[tuple[dict[str, str], Frame]]:
-    """The rows by the values of these columns, in the order they first appear; columns it lacks are passed over."""
+    """The rows by the values of these columns, in order of first appearance; columns it lacks and gaps are left out."""
     known = [column for column in columns if column in frame.columns]
     found = dict.fromkeys(tuple(row.words(column) for column in known) for row in frame.records)
     keys = [dict(zip(known, values, strict=True)) for values in found if all(values)] if known else []
@@ -115,14 +115,14 @@ def _parted(frame: Frame, columns: Sequence[str]) -> list[tuple[dict[str, str], 
 
 
 def _new_name(name: str, taken: set[str]) -> str:
-    """`name`, or with a number where another value has the same in letters of a file name; noted as taken."""
+    """`name`, numbered if another value already gave the same file name; adds the result to `taken`."""
     fresh = next(found for i in range(1, len(taken) + 2) if (found := name if i == 1 else f"{name}-{i}") not in taken)
     taken.add(fresh)
     return fresh
 
 
 def agreement_by_layer(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:
-    """How far matching methods agree, by layer (C.4).
+    """Draw how far matching methods agree, by layer (C.4).
 
     `rows` have method_a, method_b, part ("res", "mlp", "att"), layer, `same` and `in_top_k` (shares in
     [0, 1]) and n.
@@ -134,7 +134,7 @@ def agreement_by_layer(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = P
 
 
 def calibrated_thresholds(rows: Sequence[Mapping[str, Cell]], *, medium: Medium = PAGE) -> Figure:
-    """Thresholds calibrated against a null by layer and part, beside the fixed 0.5 and 0.15 of B.2.
+    """Draw thresholds calibrated against a null by layer and part, beside the fixed 0.5 and 0.15 of B.2.
 
     `rows` have layer, part, threshold, null_q50, null_q99 (scores), kept and kept_fixed (shares in [0, 1],
     or numbers of features).

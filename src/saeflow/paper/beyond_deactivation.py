@@ -1,4 +1,4 @@
-"""Beyond the paper: strategies on the same targets, what else silences a target, and how alike controls are."""
+"""Beyond the paper: strategies on the same targets, what else silences a target, and how well controls match."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from saeflow.paper.words import count, decimal, listed, percent, points_interval
 
 
 def paired_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Differences in the deactivation rate of two strategies over the same targets."""
+    """Draw differences in the deactivation rate between two strategies on the same targets."""
     lines: list[Line] = []
     for scope in frame.distinct("scope") or ("",):
         head = f"targets for which {scope} a predecessor" if scope else ""
@@ -44,7 +44,7 @@ def paired_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def paired_sentence(frame: Frame) -> str:
-    """The main strategy against each other one on the same targets."""
+    """The main strategy against each other strategy on the same targets."""
     scopes = frame.distinct("scope")
     rows = frame.where(scope=scopes[0]) if scopes else frame
     phrases = [
@@ -64,7 +64,7 @@ _OUTCOMES: dict[str, Tone] = {
 
 
 def remaining_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """What silences a target: its predecessors, another feature, a small set, or nothing that was tried."""
+    """Draw what silences a target: its predecessors, another feature, a small set, or nothing that was tried."""
     outcomes = in_order(frame.distinct("outcome"), tuple(_OUTCOMES))
     found = frame.lookup("group", "outcome")
     rows: list[Strip] = []
@@ -82,7 +82,7 @@ def remaining_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def remaining_sentence(frame: Frame) -> str:
-    """What silences targets of all groups together."""
+    """What silences targets, over all groups together."""
     rows = [row for row in frame.where(group="all").records if row.number("share") is not None]
     phrases = [
         f"{row.words('outcome')} {percent(row.number('share'))}{control_beside(row, 'control_share')}" for row in rows
@@ -94,7 +94,7 @@ def remaining_sentence(frame: Frame) -> str:
 
 
 def claim_missed(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Of the targets that stay, another single active feature silences some: causes that matching misses."""
+    """Another single active feature silences some of the targets that stay active: causes that matching misses."""
     first = per_target(trials, trials["strategy"].cat.categories[0])
     stay = first["named"] & (first["deactivated"] == 0)
     estimates: list[Estimate] = []
@@ -107,7 +107,7 @@ def claim_missed(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def match_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """How alike controls are in norm to what they control: medians and quartiles of the ratio."""
+    """Draw how close controls are in norm to what they control: medians and quartiles of the ratio."""
     lines: list[Line] = []
     for strategy in frame.distinct("strategy"):
         rows = frame.where(strategy=strategy)
@@ -120,7 +120,7 @@ def match_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def match_sentence(frame: Frame) -> str:
-    """How alike in norm the controls of the main strategy are."""
+    """How close in norm the controls of the main strategy are."""
     main = main_strategy(frame)
     rows = [row for row in frame.where(strategy=main).records if row.number("median") is not None]
     if not rows:

@@ -14,7 +14,7 @@ from saeflow.paper.words import decimal, decimal_interval, listed
 
 
 def loss_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Loss above the clean model's with each prediction in place of the layer."""
+    """Draw the loss above the clean model's with each prediction in place of the layer."""
     known = sorted(
         ((found, row) for row in frame.records if (found := row.estimate("change"))), key=lambda one: one[0].value
     )
@@ -25,6 +25,7 @@ def loss_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         name = "identity: layer skipped" if row.words("map") == "identity" else name
         tip = f"{name}: {decimal_interval(found, 3)} nats above {decimal(row.number('clean'), 3)}"
         rows.append(DotRow(name, [Mark(found, tip, INK if baseline else COLOURS["RES"], hollow=baseline)]))
+    # the mean of h may cost far more than all others and does not set the axis
     others = [found.ends[1] for found, row in known if row.words("map") != "mean"]
     within = (0.0, 1.08 * max(others, default=1.0))
     signs = [Sign("through a match", COLOURS["RES"]), Sign("baseline", hollow=True)]
@@ -33,7 +34,7 @@ def loss_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def loss_sentence(frame: Frame) -> str:
-    """The match that costs least against skipping the layer plainly."""
+    """The match that costs least, against skipping the layer and other baselines."""
     here = one_pair(frame)
     matched = [row for row in here.where(kind="matching").records if row.number("change") is not None]
     if not matched:
@@ -55,7 +56,7 @@ def loss_sentence(frame: Frame) -> str:
 
 
 def difference_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Explained variance of one map less that of another, on the same tokens."""
+    """Draw the explained variance of one map less that of another, on the same tokens."""
     rows: list[DotRow] = []
     for row in frame.records:
         found, a, b = row.estimate("difference"), row.words("a"), row.words("b")
@@ -68,7 +69,7 @@ def difference_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def difference_sentence(frame: Frame) -> str:
-    """How far the best cosine is above the permutation, both as they are."""
+    """How much more the best cosine explains than the permutation, both without a fitted factor."""
     row = only(one_pair(frame), a="cosine top-1", b="permutation")
     found = row.estimate("difference")
     if found is None:

@@ -1,10 +1,10 @@
-"""Every claim of the paper that a run can check, and the figures and tables that claims belong to.
+"""The claims of the paper that a run can check, and the figures and tables they belong to.
 
     claims.toml  ->  Claim;   Evidence  ->  the claim's findings  ->  Verdict
-    items.toml   ->  Item: every figure and table in the paper's order, and which table of ours answers it
+    items.toml   ->  Item: every figure and table in the paper's order, and which of our tables reproduces it
 
-What measures a claim is a function of its figure's module: `measure = "fig07_rescale.claim_loss"`. Claims that the
-paper makes of one release are checked on any, and say of which they were made.
+A function in the module of its figure measures each claim: `measure = "fig07_rescale.claim_loss"`. Claims that the
+paper makes about one release are checked on any release; `said_of` names the one they were made about.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Claim:
     """One claim.
 
     Attributes:
-        id: stable, for `claims.json`.
+        id: a stable name, for `claims.json`.
         item: the figure or table it belongs to.
-        section: where the paper says it.
-        statement: what it says.
+        section: the sections that make it.
+        statement: the claim in our words.
         stage: the stage of a reproduction it needs.
         measure: from that stage's run to the numbers it rests on.
-        any_of: whether one of them is enough.
-        said_of: the release it was said of, where it was not said in general.
+        any_of: whether one number that fulfils it is enough.
+        said_of: the release the paper makes it about; "" for a general claim.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Claim:
     said_of: str = ""
 
     def check(self, evidence: Evidence) -> Verdict:
-        """The verdict of a reproduction; what is missing is told, never raised."""
+        """The verdict on a reproduction; missing data is given as the reason, never raised."""
         try:
             findings = self.measure(evidence.run(self.stage))
         except NotMeasured as error:
@@ -75,19 +75,19 @@ def claims() -> tuple[Claim, ...]:
 class Item:
     """A figure or a table of the paper.
 
-    Tables 2 to 4 are inputs, figures 1 and 22 drawings; the other items are answered by tables of a stage, filtered to
-    what the paper shows: cosine matching, one direction of steering, all pairs of sites together.
+    Tables 2 to 4 are inputs, figures 1 and 22 schematic drawings. The other items are reproduced by tables of a stage,
+    filtered to what the paper shows: cosine matching, one direction of steering, all pairs of sites together.
 
     Attributes:
         id: "fig5", "table1".
         title: what it shows.
-        states: what the paper says of it, in our words; "" where it says nothing that is not a claim of its own.
-        stage: the stage that answers it; "" for none.
-        shows: what is drawn of ours: a table of the stage, and which of its rows by column.
+        states: what the paper says about it, in our words; "" if all of it is in claims.
+        stage: the stage that reproduces it; "" for none.
+        shows: what we draw for it: tables of the stage, each with the column values that select its rows.
         kind: "result", "graph", "input" or "schema".
-        seed: of a graph, the feature it was grown from in the paper.
-        also: items of ours that show the same for this run.
-        untested: what the paper says of it and no run can check, each with the reason.
+        seed: for a graph, the feature the paper grew it from.
+        also: other items that show the same for this run.
+        untested: what the paper says about it that no run can check, each with the reason.
     """
 
     id: str
@@ -102,14 +102,14 @@ class Item:
 
     @property
     def name(self) -> str:
-        """ "Figure 5", "Table 1"."""
+        """Its name in the paper: "Figure 5", "Table 1"."""
         kind = self.id.rstrip("0123456789")
         return f"{'Figure' if kind == 'fig' else 'Table'} {self.id[len(kind) :]}"
 
 
 @cache
 def items() -> Mapping[str, Item]:
-    """All figures and tables under their ids, in the order of the paper."""
+    """All figures and tables by id, in the order of the paper."""
     found: dict[str, Item] = {}
     for row in _rows("items.toml", "item"):
         shows = [dict(one) for one in row.get("shows", ())]

@@ -1,4 +1,4 @@
-"""Two or more dictionaries side by side: what is shared, how cosines are distributed, and features over a chain."""
+"""Figures of two or more dictionaries side by side: what is shared, distributions of cosines, features over a chain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS: Final[dict[str, Tone]] = {
     "related": (colour("RES & ATT"), on("RES & ATT")),
     "only": (colour("MLP"), on("MLP")),
 }
-"""What of a dictionary is in the other, with its colours."""
+"""How a feature relates to the other dictionary, with the colours of each case."""
 _LINES: Final = {
     "best match": (ACCENT, False),
     "partner": (colour("ATT"), False),
@@ -42,7 +42,7 @@ _LINES: Final = {
 
 
 def scores_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Mean cosine of matches for each pair, signed (filled) and absolute (hollow), over what chance gives."""
+    """Draw the mean cosine of matches for each pair, signed (filled) and absolute (hollow), against chance."""
     rows: list[DotRow] = []
     for (a, b), found in _by_pair(frame).items():
         signed = [row for row in found if row.words("sign") == "signed"]
@@ -75,7 +75,7 @@ def scores_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def scores_sentence(frame: Frame) -> str:
-    """The mean max cosine both ways and one to one, of the first pair."""
+    """The mean max cosine both ways and the mean of one-to-one partners, for the first pair."""
     pairs = _by_pair(frame)
     if not pairs:
         return ""
@@ -86,7 +86,7 @@ def scores_sentence(frame: Frame) -> str:
 
 
 def cosines_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """How cosines of best matches and partners are distributed, against rows that have no counterpart."""
+    """Draw how cosines of best matches and partners are distributed, against rows without a counterpart."""
     ways = frame.distinct("of")
     across = medium.across(len(ways), 20, beside=3)
     signs = [Sign(name, tone, LINE) for name, (tone, _) in _LINES.items() if frame.where(measure=name).rows]
@@ -111,7 +111,7 @@ def cosines_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def cosines_sentence(frame: Frame) -> str:
-    """How many best matches have a cosine above 0.9."""
+    """The share of best matches with a cosine of 0.9 or more."""
     phrases: list[str] = []
     for way in frame.distinct("of"):
         rows = frame.where(of=way, measure="best match").records
@@ -121,7 +121,7 @@ def cosines_sentence(frame: Frame) -> str:
 
 
 def kinds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """What of each dictionary is shared, related, or in it alone."""
+    """Draw which shares of each dictionary are shared, related, or found in it only."""
     rows = [
         Strip(
             _cut(row.words("a"), medium),
@@ -139,7 +139,7 @@ def kinds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def kinds_sentence(frame: Frame) -> str:
-    """What is shared and what is alone, for each dictionary."""
+    """The shares of each dictionary that are shared, and found in it only."""
     phrases = [
         f"{percent(row.number('shared'))} of {row.words('a')} are shared with {row.words('b')} and "
         f"{percent(row.number('only'))} are in it alone"
@@ -149,7 +149,7 @@ def kinds_sentence(frame: Frame) -> str:
 
 
 def density_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Cosines of matches by how often a feature fires."""
+    """Draw cosines of matches by how often a feature fires."""
     ways = frame.distinct("of")
     across = medium.across(len(ways), 20, beside=3)
     signs = [Sign("partner one to one", colour("ATT"), LINE), Sign("best match", ACCENT, LINE)]
@@ -172,7 +172,7 @@ def density_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def density_sentence(frame: Frame) -> str:
-    """The rarest and the most frequent features of the first direction."""
+    """Partners of the rarest and of the most frequent features, in the first direction."""
     rows = frame.where(of=frame.distinct("of")[0]).records if frame.distinct("of") else ()
     if len(rows) < 2:
         return ""
@@ -185,7 +185,7 @@ def density_sentence(frame: Frame) -> str:
 
 
 def matrix_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """PW-MCC of every two dictionaries."""
+    """Draw the PW-MCC of all pairs of dictionaries."""
     names = frame.distinct("a")
     known = frame.lookup("a", "b")
     values = [[1.0 if a == b else _number(known.get((a, b)), "pw_mcc") for b in names] for a in names]
@@ -200,7 +200,7 @@ def matrix_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def matrix_sentence(frame: Frame) -> str:
-    """The mean PW-MCC over all pairs, and its ends."""
+    """The mean, the lowest and the highest PW-MCC over all pairs."""
     values = [value for row in frame.records if (value := row.number("pw_mcc")) is not None]
     if not values:
         return ""
@@ -209,7 +209,7 @@ def matrix_sentence(frame: Frame) -> str:
 
 
 def presence_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """In how many of the others the features of each dictionary are found."""
+    """Draw in how many of the other dictionaries the features of each are found."""
     most = max((row.count("others") for row in frame.records), default=1)
     tones: dict[str, Tone] = {
         str(n): ((ACCENT, 0.08 + 0.9 * n / max(most, 1)), PAPER if n > 0.6 * most else INK) for n in range(most + 1)
@@ -225,7 +225,7 @@ def presence_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def presence_sentence(frame: Frame) -> str:
-    """How many features of the first dictionary are consistent in all."""
+    """The share of the first dictionary's features that are consistent in all dictionaries."""
     names = frame.distinct("name")
     name = names[0] if names else ""
     for row in frame.where(name=name).records if names else ():
@@ -235,7 +235,7 @@ def presence_sentence(frame: Frame) -> str:
 
 
 def steps_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Features carried, born and lost at every step, and how stable the dictionary is."""
+    """Draw features carried, born and lost at every step, and how stable the dictionary is."""
     rows = frame.records
     at = list(range(len(rows)))
     tones = {"carried": ACCENT, "born": colour("MLP"), "lost": MUTED}
@@ -275,7 +275,7 @@ def steps_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def steps_sentence(frame: Frame) -> str:
-    """How many features were born and lost over the chain, and how many were there from the beginning."""
+    """How many features were born and lost over the chain, and what share of the last step's existed at the first."""
     chains = frame.distinct("chain")
     if not chains:
         return ""
@@ -289,7 +289,7 @@ def steps_sentence(frame: Frame) -> str:
 
 
 def _cut(name: str, medium: Medium) -> str:
-    """A name that leaves room for what stands beside it; of a long one, both ends."""
+    """Shorten a long name to its two ends, to leave room for what stands beside it."""
     most = int(0.36 * medium.ems)
     return name if len(name) <= most else f"{name[: most - most // 2 - 1]}…{name[-(most // 2) :]}"
 

@@ -1,9 +1,9 @@
-"""What the folders of a reproduction hold, as claims read it: rows as columns, opened when first asked for. No torch.
+"""The folders of a reproduction as claims read them: rows as columns, each folder read on first use. No torch.
 
     OUT/origins, deactivation, steering, transition, graphs  ->  Evidence
 
-A stage that was not run, was killed, or cannot be read raises `NotMeasured` with the reason, and only the claims that
-need it go without a verdict.
+A stage that was not run, was killed, or cannot be read raises `NotMeasured` with the reason, so that only the claims
+that need it stay without a verdict.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ACCEPTANCE: Final = "acceptance.json"
 
 @dataclass(frozen=True, eq=False)
 class OriginsRun:
-    """Rows of `origins`, and the data sets that the Pearson tables had not seen.
+    """The rows of `origins`, and the data sets that the Pearson tables were not made on.
 
     Attributes:
-        seen: `observations`.
+        seen: the rows as `observations` returns them.
         matches: the best matches and their scores.
-        new_to_pearson: names of data sets.
+        new_to_pearson: names of these data sets.
     """
 
     seen: pd.DataFrame
@@ -48,19 +48,19 @@ class OriginsRun:
 
     @cached_property
     def texts(self) -> tuple[np.ndarray, np.ndarray]:
-        """The text of each line, and the data set of each text, as numbers."""
+        """The text of each row, and the data set of each text, as numbers."""
         return text_codes(self.seen)
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Names, in the order of the run."""
+        """Names of the data sets, in the order of the run."""
         return tuple(self.seen["dataset"].unique())
 
     def groups(self, method: str) -> np.ndarray:
-        """The group of every line under a method, as a number in the order of every table.
+        """The group of every row under a method, as an index into the eight groups.
 
         Raises:
-            NotMeasured: when the run did not use it.
+            NotMeasured: when the run did not use the method.
         """
         if method not in methods_of(self.seen):
             raise NotMeasured(f"Matching by {method} was not run.")
@@ -69,12 +69,12 @@ class OriginsRun:
 
 @dataclass(frozen=True, eq=False)
 class SteeringRun:
-    """A sweep: its grid, and the chosen settings on fresh samples.
+    """A steering sweep: its grid, and the chosen settings on fresh samples.
 
     Attributes:
         grid: every setting.
-        confirmed: the chosen ones, with their roles; None where they were not measured again.
-        starts: theme -> layer -> how many features the theme starts from there.
+        confirmed: the chosen settings, with their roles; None if they were not measured again.
+        starts: theme -> layer -> number of features the theme starts from there.
     """
 
     grid: Cells
@@ -99,10 +99,10 @@ class TransitionRun:
 
     Attributes:
         names: the maps.
-        missed: texts by pairs of sites by maps: squared error.
-        total: texts by pairs: squared distance from the mean.
-        tokens: texts by pairs.
-        datasets: of each text, as a number.
+        missed: squared error, (texts, pairs of sites, maps); NaN where a map was not possible.
+        total: squared distance from the mean, (texts, pairs).
+        tokens: (texts, pairs).
+        datasets: the data set of each text, as a number.
     """
 
     names: tuple[str, ...]
@@ -114,7 +114,7 @@ class TransitionRun:
 
 @dataclass(frozen=True, eq=False)
 class GraphsRun:
-    """Flow graphs by seed, and the comparison with Table 5 where it was made."""
+    """Flow graphs by seed, and the comparison with Table 5 if it was made."""
 
     graphs: Mapping[str, FlowGraph] = field(default_factory=dict[str, FlowGraph])
     acceptance: Mapping[str, Any] | None = None
@@ -124,20 +124,20 @@ class Evidence:
     """Everything a reproduction measured, stage by stage."""
 
     def __init__(self, out: Path | None = None, *, why: Mapping[str, str] | None = None, **runs: object) -> None:
-        """From a folder, or from runs already in hand by stage (`origins=OriginsRun(…)`).
+        """Take a folder, or runs that are in memory already, by stage (`origins=OriginsRun(…)`).
 
         Args:
             out: the folder of the reproduction.
-            why: why a stage was left out, by stage.
+            why: the reason a stage was left out, by stage.
             runs: runs that need no folder.
         """
         self.out, self._why, self._runs = out, dict(why or {}), dict(runs)
 
     def run(self, stage: str) -> Any:
-        """`OriginsRun`, `trials_frame`, `SteeringRun`, `TransitionRun` or `GraphsRun`: what a stage gave.
+        """What a stage gave: `OriginsRun`, `trials_frame`, `SteeringRun`, `TransitionRun` or `GraphsRun`.
 
         Raises:
-            NotMeasured: when the stage was not run, was killed or cannot be read; a failure is not read twice.
+            NotMeasured: when the stage was not run, was killed or cannot be read; a failed stage is not read again.
         """
         if stage not in self._runs:
             try:
@@ -159,7 +159,7 @@ class Evidence:
         except NotMeasured:
             raise
         except SaeflowError as error:
-            # of a stage that is not done the record says more than what its folder lacks
+            # for an unfinished stage the recorded reason says more than the error of its folder
             reason = self._why.get(stage) or f"The stage {stage} cannot be read: {error}"
             raise NotMeasured(reason) from None
 
@@ -172,7 +172,7 @@ def _origins(results: Results) -> OriginsRun:
 
 
 def steering_run(results: Results) -> SteeringRun:
-    """What the folder of a sweep measured.
+    """The results in the folder of a sweep.
 
     Raises:
         InvalidArgument: when no judge has scored it.
@@ -196,7 +196,7 @@ def _transition(results: Results) -> TransitionRun:
         raise NotMeasured("The stage transition has no rows yet.") from None
     pairs, names = lines["pair"].unique().tolist(), lines["map"].unique().tolist()
     wide = lines.pivot(index=TEXT, columns=["pair", "map"], values="missed")
-    known = wide.loc[:, wide.notna().any()].fillna(0.0)  # folding is not possible everywhere
+    known = wide.loc[:, wide.notna().any()].fillna(0.0)  # the others stay NaN: folding is not possible everywhere
     missed = known.reindex(columns=pd.MultiIndex.from_product([pairs, names]))
     each = lines.drop_duplicates([*TEXT, "pair"])
     total, tokens = (
@@ -215,14 +215,14 @@ _READERS: Final[Mapping[str, Callable[[Results], object]]] = {
     "transition": _transition,
 }
 STAGES: Final = tuple(_READERS)
-"""The stages with rows."""
+"""The stages whose results are rows."""
 
 
 def read_graphs(folder: Path) -> GraphsRun:
-    """The graphs of a folder by seed; files that are no graph are passed over.
+    """The graphs of a folder by seed; files that are not graphs are skipped.
 
     Raises:
-        NotMeasured: when `acceptance.json` is there and cannot be read.
+        NotMeasured: when `acceptance.json` exists but cannot be read.
     """
     graphs: dict[str, FlowGraph] = {}
     for path in sorted(folder.glob("*.json")):

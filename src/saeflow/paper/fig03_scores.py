@@ -1,4 +1,4 @@
-"""Figure 3 (and 12b, 19c): how the three scores are spread in each group."""
+"""Figure 3 (and 12b, 19c): how the three scores are distributed in each group."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _BINS = 40
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """How the three scores are spread in each group (fig. 3, 12b, 19c): ridges of histograms with medians.
+    """Draw how the three scores are distributed in each group (fig. 3, 12b, 19c): ridges of histograms with medians.
 
-    Rows of panels are all layers and two between; on a narrow medium all layers only. Each ridge is as
-    high as its own fullest bin, so that rare groups can be read too: n stands beside the names.
+    Rows of panels are all layers together and two single ones; on a narrow medium all layers only. Each ridge is scaled
+    to its own fullest bin, so that rare groups can be read too; n stands beside the names.
     """
     columns, groups = in_order(frame.distinct("score"), SCORES), frame.groups()
     every = ("all",) if "all" in frame.distinct("layer") else ()
@@ -37,7 +37,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     found = frame.lookup("layer", "score", "group")
     across = len(columns) if medium.wide else 1
     drawn, places = panels(medium, caption, len(shown) * len(columns), 1.7 * len(groups) + 1.0, across=across, over=3.2)
-    # most scores lie above 0, and the axis need not show what lies below the lowest histogram
+    # most scores lie above 0: the axis starts at the lowest bin that is not empty
     filled = [i for row in frame.records for i, n in enumerate(row.numbers("histogram")) if n > 0]
     lowest = min(0.0, round(min(filled, default=_BINS // 2) * 2 / _BINS - 1, 6))
     for number, axes in enumerate(places):
@@ -59,7 +59,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def chosen_layers(layers: Sequence[int], most: int = 2) -> tuple[int, ...]:
-    """Layers at even steps through the depth, as 8 and 18 of the paper's 26."""
+    """Layers at even steps through the depth, much as the paper's 8 and 18 of 26."""
     if len(layers) <= most:
         return tuple(layers)
     at = [round((i + 1) * (len(layers) - 1) / (most + 1)) for i in range(most)]
@@ -67,7 +67,7 @@ def chosen_layers(layers: Sequence[int], most: int = 2) -> tuple[int, ...]:
 
 
 def _ridge(axes: Axes, base: float, row: FrameRow, group: str, order: int) -> None:
-    """A histogram as high as its fullest bin, with its median."""
+    """Draw a histogram scaled to its fullest bin, with its median."""
     bins, middle = row.numbers("histogram"), row.number("median")
     most = max(bins, default=0.0)
     if len(bins) == _BINS and most > 0:
@@ -78,12 +78,12 @@ def _ridge(axes: Axes, base: float, row: FrameRow, group: str, order: int) -> No
         n = count(row.number("n"))
         tip(area, f"{group}, {row.words('score')}: median {decimal(middle)}, quartiles {quartiles}, n = {n}")
     if middle is not None:
-        for tone, wide in ((PAPER, 0.34), (INK, 0.16)):  # seen on the darkest ridge too
+        for tone, wide in ((PAPER, 0.34), (INK, 0.16)):  # visible on the darkest ridge too
             axes.plot((middle, middle), (base - 0.16, base + 0.16), color=tone, lw=ems(wide), zorder=order + 0.5)
 
 
 def sentence(frame: Frame) -> str:
-    """Each score in the group of its own part, and in nowhere."""
+    """The median of each score in the group of its own part, and in nowhere."""
     frame, method = first_method(frame)
     layer = "all" if "all" in frame.distinct("layer") else (frame.distinct("layer") or ("",))[0]
     found = frame.where(layer=layer).lookup("score", "group")
@@ -100,7 +100,7 @@ def sentence(frame: Frame) -> str:
 
 
 _RANKS: Final = 50
-"""Bins of scores over [-1, 1], for ranks."""
+"""Number of bins over [-1, 1] by which scores are ranked."""
 
 
 def _between(run: OriginsRun, part: Part, a: int, b: int) -> ClaimNumber:
@@ -121,13 +121,13 @@ def claim_groups(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_above_nowhere(run: OriginsRun) -> list[ClaimNumber]:
-    """Each group of one part is above nowhere in that part's score."""
+    """Each group of one part has a higher score of that part than nowhere."""
     known = [part for part in PARTS if np.isfinite(run.matches.of_each(run.seen, COSINE, part)).any()]
     return [_between(run, part, GROUPS.index(part.name), NOWHERE) for part in known]
 
 
 def claim_proxy(run: OriginsRun) -> list[ClaimNumber]:
-    """How well a score tells that the matched predecessor is active, within layers."""
+    """A score tells whether the matched predecessor is active: area under the curve, within layers."""
     text, datasets = run.texts
     layer, group = run.seen["layer"].to_numpy(), run.seen[COSINE].astype(str)
     layers, layer = np.unique(layer, return_inverse=True)
@@ -151,9 +151,9 @@ def claim_proxy(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def auc(x: np.ndarray) -> np.ndarray:
-    """Chance that an active case scores above an inactive one, ties half; the mean over layers that have both.
+    """Probability that an active case scores above an inactive one, ties counting half; mean over layers with both.
 
-    `x` has cases, layers, (inactive, active), bins.
+    `x` has the axes cases, layers, (inactive, active), bins.
     """
     off, on = x[:, :, 0], x[:, :, 1]
     below = np.cumsum(off, -1) - off / 2

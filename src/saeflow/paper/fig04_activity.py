@@ -26,7 +26,7 @@ KINDS = {"AO": "active in only one", "AB": "active in both", "IB": "inactive in 
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Share of tests passed by whether a module is active in one, both or neither group (fig. 4)."""
+    """Draw the share of tests passed, by whether a module is active in one, both or neither group (fig. 4)."""
     kinds = in_order(frame.distinct("kind"), tuple(KINDS))
     modules, columns = in_order(frame.distinct("module"), _MODULES), in_order(frame.distinct("score"), SCORES)
     found = frame.lookup("kind", "module", "score")
@@ -45,7 +45,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """A part's own score where it is active in one of the groups, and where in both."""
+    """How often the score of a part tells groups apart if the part is active in one of them, and if in both."""
     frame, method = first_method(frame)
     found = frame.lookup("module", "score", "kind")
     own = [own for own in OWN_SCORES if found[*own, "AO"].count("tests")]
@@ -65,9 +65,9 @@ _PAIRS: Final = list(itertools.combinations(range(8), 2))
 
 
 def _tested(run: OriginsRun) -> np.ndarray:
-    """Mann-Whitney tests: cells of a data set and layer by pairs of groups by scores; 1 passed, 0 not, NaN untested.
+    """Mann-Whitney tests, (cells of data set and layer, pairs of groups, scores): 1 passed, 0 not, NaN untested.
 
-    Three claims rest on them: they are made once a run.
+    Three claims use them, so they are computed once per run.
     """
     if run in _TESTS:
         return _TESTS[run]
@@ -87,7 +87,7 @@ def _tested(run: OriginsRun) -> np.ndarray:
 
 
 def _passed(passed: np.ndarray, *sets: np.ndarray) -> Tally:
-    """Passed tests and tests among sets of (pair, score), by cell, which are what is drawn."""
+    """Numbers of passed and of all tests in sets of (pair, score), by cell: cells are the sampling units."""
     columns = [
         np.stack([np.nansum(np.where(m, passed, np.nan), (1, 2)), (np.isfinite(passed) & m).sum((1, 2))], -1)
         for m in sets
@@ -104,7 +104,7 @@ def _less(passed: np.ndarray, a: np.ndarray, b: np.ndarray, words: str) -> Claim
 
 
 def claim_active_in_one(run: OriginsRun) -> list[ClaimNumber]:
-    """A module active in one group only parts them by its score more often than one active in both, or neither."""
+    """The score of a part tells groups apart more often if it is active in only one than if in both, or in neither."""
     found: list[ClaimNumber] = []
     for at, part in enumerate(PARTS):
         n_on = np.array([sum(part.name in GROUPS[group] for group in pair) for pair in _PAIRS])

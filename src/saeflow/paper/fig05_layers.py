@@ -34,12 +34,12 @@ from saeflow.paper.words import capital, count, percent, percent_interval
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Groups by layer (fig. 5, 19b): stacks for every data set, and lines with intervals for all of them."""
+    """Draw groups by layer (fig. 5, 19b): stacks for every data set, and lines with intervals for all together."""
     datasets, groups, layers = in_order(frame.distinct("dataset"), (ALL,)), frame.groups(), frame.layers()
     first, rest = datasets[0], datasets[1:] if len(datasets) > 2 or ALL not in datasets else ()
     across = min(medium.across(max(1, len(rest)), 15 if medium.wide else 13), 4)
     found = frame.lookup("dataset", "layer", "group")
-    # 1. panels: the first two as wide as half of the page, and one for each other data set in rows below
+    # 1. panels: two of half the page's width, and in rows below one for each other data set
     columns = 2 * across
     head = [["00"] * across + ["01"] * across] if medium.wide else [["00"] * columns, ["01"] * columns]
     cells = [f"{i + 2:02d}" for i in range(len(rest))] + ["."] * (-len(rest) % across)
@@ -115,7 +115,7 @@ def claim_res_rises(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_fewer_new(run: OriginsRun) -> list[ClaimNumber]:
-    """Groups of modules alone, newborn features, are smaller in the last part."""
+    """Groups with module predecessors only (newborn features) are smaller in the last part than in the middle."""
     shares = GroupShares(run)
     _, middle, last = shares.parts()
     return [shares.less([MLP, ATT, MLP_ATT], last, middle, BELOW_0, "From MLP, ATT, MLP & ATT", sides=_SIDES)]
@@ -129,7 +129,7 @@ def claim_gpt2_nowhere(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_mlp_falls(run: OriginsRun) -> list[ClaimNumber]:
-    """From MLP is smaller after seven tenths of the layers (18 of 25 in Gemma) than in the three before."""
+    """From MLP is smaller beyond 18/25 of the depth (layer 18 of Gemma) than in the layers just before (16 to 18)."""
     shares = GroupShares(run)
     last = max(shares.layers)
     bump = round(18 / 25 * last)
@@ -139,7 +139,7 @@ def claim_mlp_falls(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def _early(shares: GroupShares) -> list[int]:
-    """The first part without layer 0, which has no residual predecessor, so that its shares cannot be compared."""
+    """The first part without layer 0, whose shares cannot be compared, since it has no residual predecessor."""
     first = [place for place in shares.parts()[0] if shares.layers[place] > 0]
     if not first:
         raise NotMeasured("The first part is layer 0 alone, which has no residual predecessor.")
@@ -154,7 +154,7 @@ def claim_uncertain_early(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_settles(run: OriginsRun) -> list[ClaimNumber]:
-    """The groups change more from layer to layer in the first part than in the middle."""
+    """The groups change more from one layer to the next in the first part than in the middle."""
     shares = GroupShares(run)
     early = _early(shares)
     middle = [place for place in shares.parts()[1] if place + 1 < len(shares.layers)]
@@ -173,7 +173,7 @@ def claim_settles(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_datasets(run: OriginsRun) -> list[ClaimNumber]:
-    """Data sets differ more in the last part than before."""
+    """Data sets differ more in the last part than in the two before."""
     shares = GroupShares(run)
     if len(shares.datasets) < 2:
         raise NotMeasured("There is one data set only.")

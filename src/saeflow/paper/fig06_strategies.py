@@ -1,4 +1,4 @@
-"""Figure 6: what removing all predecessors does, by strategy, and the layer or the group of the target."""
+"""Figure 6: what removing all predecessors does, by strategy and by the layer or the group of the target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from saeflow.paper.words import count, listed, percent, percent_interval
 
 
 def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Rates and changes by layer, a column of panels for each strategy, with controls (fig. 6)."""
+    """Draw rates and changes by layer, with a column of panels for each strategy, and controls (fig. 6)."""
     strategies, layers = frame.distinct("strategy"), frame.layers()
     across = medium.across(len(strategies), 12.5, beside=3)
     groups = [strategies[i : i + across] for i in range(0, len(strategies), across)]
@@ -45,7 +45,7 @@ def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         for i, measure in enumerate((DEACTIVATED, CHANGE)):
             axes = place[f"{strategy} {i}"]
             pairs = [both(rows[str(n)])[i] for n in layers]
-            for which, tone in ((1, MUTED), (0, ACCENT)):  # controls lie under what they control
+            for which, tone in ((1, MUTED), (0, ACCENT)):  # controls beneath what they control
                 name = f"control of {strategy}" if which else strategy
                 series = [pair[which] for pair in pairs]
                 tips = [
@@ -65,7 +65,7 @@ def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def _in_all(row: FrameRow) -> str:
-    """What all layers give together, where the table says so: `all 70 %, control 5 %`."""
+    """The rate over all layers, if the table has it: `all 70 %, control 5 %`."""
     if not row:
         return ""
     control = row.number("control_deactivated")
@@ -73,7 +73,7 @@ def _in_all(row: FrameRow) -> str:
 
 
 def layer_sentence(frame: Frame) -> str:
-    """Each strategy with its control over all layers, or between which layers the main one varies."""
+    """Each strategy with its control over all layers, or else the lowest and highest layer of the main one."""
     main = main_strategy(frame)
     every = only(frame, strategy=main, layer="all")
     found = every.estimate("deactivated")
@@ -98,10 +98,10 @@ def layer_sentence(frame: Frame) -> str:
 
 
 def group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Rates and changes by the target's group and strategy, with controls: all it names removed (fig. 6).
+    """Draw rates and changes by group and strategy, with controls: all named predecessors removed (fig. 6).
 
-    Only strategies that have controls are drawn. An exhaustive search reports, for each target, the edit
-    that worked best, so that its rates by what it removed are chosen by their outcome.
+    Only strategies with controls are drawn, if there are any. An exhaustive search reports for each target the edit
+    that worked best, so that its rates by what it removed are selected by outcome.
     """
     controlled = {r.words("strategy") for r in frame.records if r.number("control_deactivated") is not None}
     strategies = [s for s in frame.distinct("strategy") if s in controlled or not controlled]
@@ -121,7 +121,7 @@ def group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def group_sentence(frame: Frame) -> str:
-    """The group in which removing everything works best, and that in which it works worst."""
+    """The groups in which removing everything works best and worst."""
     main = main_strategy(frame)
     each = {group: only(frame, strategy=main, group=group, removed=group) for group in GROUPS}
     rows = {group: row for group, row in each.items() if row.number("deactivated") is not None}
@@ -136,7 +136,7 @@ def group_sentence(frame: Frame) -> str:
 
 
 def claim_random(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Top-1 silences more than one of the top five at random, on targets both name something for."""
+    """Top-1 silences more than a random one of the top five, on targets for which both name a predecessor."""
     return [on_same_targets(trials, TOP_1, "random of top-5")]
 
 
@@ -146,7 +146,7 @@ def claim_cause(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_modules(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Top-5 does about as well as top-1 where the predecessor is of the MLP or of attention alone."""
+    """Top-5 does about as well as top-1 where the only predecessor is from the MLP or from attention."""
     return [
         less(
             trials,
@@ -162,7 +162,7 @@ def claim_modules(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_combined(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """What top-5 gains, it gains where a residual predecessor stands with a module."""
+    """Top-5 gains more over top-1 where a residual predecessor occurs together with a module's."""
     sets = [
         removing(trials, groups, strategy=name) for groups in (WITH_RES, ("MLP", "ATT")) for name in ("top-5", TOP_1)
     ]
@@ -176,7 +176,7 @@ def claim_combined(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_residual_most(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """A residual predecessor matters more than a module's, alone and beside it."""
+    """A residual predecessor matters more than a module's, both alone and beside it."""
     found: list[ClaimNumber] = []
     for part in ("MLP", "ATT"):
         both = f"RES & {part}"

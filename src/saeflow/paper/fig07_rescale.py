@@ -49,7 +49,7 @@ _DOSES: tuple[tuple[Measure, _Columns, _Columns], ...] = (
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """What rescaling all predecessors by r does: activation, deactivation and loss (fig. 7). r = 1 is no edit.
+    """Draw activation, deactivation and loss after rescaling all predecessors by r (fig. 7). r = 1 is no edit.
 
     The same edit of other active features is dashed and hollow.
     """
@@ -60,7 +60,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     for axes, (measure, own, control) in zip(places, _DOSES, strict=True):
         doses: set[float] = set()
         everything: list[Interval | None] = []
-        for columns, hollow in ((control, True), (own, False)):  # controls lie under what they control
+        for columns, hollow in ((control, True), (own, False)):  # controls beneath what they control
             for group in groups:
                 rows = frame.where(group=group).by_number("r")
                 found = [row.estimate(*columns) for row in rows.values()]
@@ -85,7 +85,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """What the lowest, the removing and the highest r do."""
+    """The effect of the lowest r, of removal (r = 0) and of the highest r."""
     groups = frame.distinct("group")
     group = "all" if "all" in groups else (frame.groups() or ("",))[0]
     rows = {r: row for r, row in frame.where(group=group).by_number("r").items() if row.number("change") is not None}
@@ -106,7 +106,7 @@ def sentence(frame: Frame) -> str:
 
 
 def claim_positive(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """r > 1 makes targets grow more where RES stands with a module than in groups of one."""
+    """r > 1 makes targets grow more where RES occurs together with a module than in groups of one predecessor."""
     where = swept(trials, 1, np.inf)
     a, b = (where & trials["group"].isin(groups) for groups in (WITH_RES, SINGLES))
     words = "growth of the target at r > 1 where RES stands with a module, less that in groups of one predecessor"
@@ -124,7 +124,7 @@ def claim_negative(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_loss(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Removing RES & MLP, or all three, costs more loss than removing RES alone."""
+    """Removing RES & MLP, or all three, raises the loss more than removing RES alone."""
     loss = (trials["loss_new"] - trials["loss_old"]) / trials["loss_old"]
     if not np.isfinite(loss).any():
         raise NotMeasured("No loss was measured.")
@@ -136,7 +136,7 @@ def claim_loss(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_bent(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Removing half of a predecessor changes the target by another amount than half of what removing all does."""
+    """Removing half of a predecessor does not change the target by half as much as removing all of it."""
     half = of_strategy(trials) & all_named(trials) & (trials["r"] == 0.5)
     if not half.any():
         raise NotMeasured("r = 0.5 was not tried.")

@@ -1,4 +1,4 @@
-"""Figure 8: removing one predecessor at a time, alone and in company."""
+"""Figure 8: removing one predecessor at a time, alone and beside others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from saeflow.paper.words import decimal
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Removing one predecessor at a time: does it matter as much in company as alone? (fig. 8)
+    """Draw the removal of one predecessor at a time: does it matter as much beside others as alone? (fig. 8)
 
-    Rates are drawn only where the table has their controls.
+    Rates are drawn only if the table has their controls.
     """
     rated = "control_deactivated" in frame.columns
     lines: list[Line] = []
@@ -38,7 +38,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """What removing a part does where it is alone, and in the largest company there is."""
+    """The effect of removing a part where it is alone, and in the largest group it shares with others."""
     phrases: list[str] = []
     for part in SINGLES:
         each = {group: only(frame, group=group, removed=part) for group in GROUPS}

@@ -1,7 +1,7 @@
 """Figure 9 (and 16, 17b): steering scores over layers, for one theme and direction.
 
-Scores are Behavioral x Coherence with both in [0, 1]; to suppress a theme it is (1 - Behavioral) x Coherence
-(section 4.2). Bands and upright lines are 95 % intervals.
+Scores are Behavioral x Coherence with both in [0, 1]; to suppress a theme, (1 - Behavioral) x Coherence (section 4.2).
+Bands and vertical lines are 95 % intervals.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from saeflow.paper.verdicts import ClaimNumber, NotMeasured, Rule
 from saeflow.paper.words import capital, decimal, decimal_interval, listed
 from saeflow.steering.sweep.cells import START_LAYER
 
-_ROW: Final = 1.15  # of the strip of best layers, in ems
+_ROW: Final = 1.15  # height of a row in the strip of best layers, in ems
 EARLIER: Final = Rule("below", least=0.5)
-"""A layer is lower than another, by half a layer at least on average over themes: the grid has whole layers."""
+"""A layer is lower than another; less than half a layer, averaged over themes, does not matter on a grid of layers."""
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Scores over the layer that is steered, a panel a method (fig. 9 to suppress, 16 and 17b to activate).
+    """Draw scores over the layer that is steered, a panel for each method (fig. 9 to suppress, 16 and 17b to activate).
 
-    To suppress: a line for each r, stronger the farther r is from 1; the strip below names them and shows how
-    the best layer moves. To activate: at each layer the best of all s, with the best layer ringed; the other
-    methods are thin behind it.
+    To suppress: one line per r, stronger the farther r is from 1; the strip below names them and shows how the best
+    layer moves. To activate: the best of all s at each layer, with the best layer ringed; the other methods are thin
+    lines behind.
     """
     shown = [m for m in methods(frame) if any(_layer(r) is not None for r in frame.where(method=m).records)]
     if not shown:
@@ -70,7 +70,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         signs = [Sign("best layer", INK, hollow=True), Sign("at each layer the best of all s", shape="")]
     doses = {r for row in frame.records if (r := row.number("value")) is not None and _layer(row) is not None}
     nearest = sorted(doses, key=lambda r: (abs(r - 1), r))
-    # 1. panels: of each method one, and to suppress a strip under it
+    # 1. panels: one for each method, and to suppress a strip under it
     across = min(len(shown), 2) if medium.wide else 1
     rows = [range(i, min(i + across, len(shown))) for i in range(0, len(shown), across)]
     kinds = "ab" if suppress else "a"
@@ -88,7 +88,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         else:
             for other in shown:
                 _one_method(axes, frame.where(method=other).records, layers, behind=other != method)
-        # 3. what frames them
+        # 3. axes and titles
         value_axis(axes, "y", *limits)
         layer_axis(axes, layers, "")
         layer_axis(lowest, layers, f"↑ score · {'layer' if method in {'single', 'random'} else 'all layers up to'}")
@@ -108,7 +108,7 @@ def _layer(row: FrameRow) -> float | None:
 def _by_layer(
     rows: Iterable[FrameRow], layers: Sequence[int]
 ) -> tuple[list[FrameRow | None], list[Interval | None], list[str]]:
-    """The row of each layer with its score and its tip."""
+    """The row of each layer with its score and its tooltip."""
     known = {int(layer): row for row in rows if (layer := _layer(row)) is not None}
     found = [known.get(layer) for layer in layers]
     scores = [row.estimate("score") if row else None for row in found]
@@ -118,7 +118,7 @@ def _by_layer(
 def _over_doses(
     axes: Axes, strip: Axes, own: Sequence[FrameRow], layers: Sequence[int], doses: Sequence[float]
 ) -> None:
-    """A line for each r over the layers of one method, and a row of the strip with its name and best layer."""
+    """Draw a line for each r over the layers of one method, and a row of the strip with its name and best layer."""
     for i, r in enumerate(doses):
         strength = 1.0 if len(doses) == 1 else 0.25 + 0.75 * i / (len(doses) - 1)
         rows, found, tips = _by_layer([row for row in own if row.number("value") == r], layers)
@@ -134,7 +134,7 @@ def _over_doses(
 
 
 def _one_method(axes: Axes, own: Sequence[FrameRow], layers: Sequence[int], *, behind: bool) -> None:
-    """The best of all s at each layer, with the best layer ringed; or a thin line to compare with."""
+    """Draw the best of all s at each layer, with the best layer ringed; if `behind`, a thin line to compare with."""
     rows, found, tips = _by_layer(own, layers)
     if behind:
         known = [(n, e.value) for n, e in zip(layers, found, strict=True) if e]
@@ -167,7 +167,7 @@ def sentence(frame: Frame) -> str:
 
 
 def _ends(frame: Frame) -> tuple[FrameRow, FrameRow] | None:
-    """The best layers at the r nearest to 1 and at the one farthest from it, of the single-layer method."""
+    """The best single layers at the r nearest to 1 and at the r farthest from it; None without two such r."""
     rows = [row for row in frame.where(method="single").records if row.number("score") is not None]
     doses = sorted({r for row in rows if (r := row.number("value")) is not None}, key=lambda r: abs(r - 1))
     if len(doses) < 2:
@@ -226,9 +226,10 @@ def _where_best(themes: Mapping[str, Frame]) -> str:
 
 
 def _at_ends(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
-    """Scores of single layers at the weakest and the strongest r: samples by themes by r by layers; layers; rows.
+    """Scores of single layers at the weakest and the strongest r, the layers of each theme, and the number of scores.
 
-    Of the themes with two layers or more: one with features at a single layer has no best.
+    Scores have the axes samples, themes, r, layers. A theme with features at a single layer has no best and is left
+    out.
 
     Raises:
         NotMeasured: when no theme has two layers and two values.
@@ -259,7 +260,7 @@ def claim_earlier(run: SteeringRun) -> list[ClaimNumber]:
     tally, layers, n = _at_ends(run)
 
     def moved(x: np.ndarray) -> np.ndarray:
-        means = np.nan_to_num(x[..., 0] / x[..., 1], nan=-np.inf).argmax(-1)  # cases by themes by r
+        means = np.nan_to_num(x[..., 0] / x[..., 1], nan=-np.inf).argmax(-1)  # (cases, themes, r)
         known = np.array([row + [np.nan] * (means.max() + 1 - len(row)) for row in layers])
         at = known[np.arange(len(layers))[None, :, None], means]
         return (at[..., 1] - at[..., 0]).mean(-1)
@@ -271,7 +272,7 @@ def claim_earlier(run: SteeringRun) -> list[ClaimNumber]:
 
 
 def claim_even(run: SteeringRun) -> list[ClaimNumber]:
-    """Weak r spreads its effect more evenly over layers."""
+    """A weak r spreads its effect more evenly over layers than a strong one."""
     tally, layers, n = _at_ends(run)
 
     def uneven(x: np.ndarray) -> np.ndarray:
@@ -294,7 +295,7 @@ def claim_stronger(run: SteeringRun) -> list[ClaimNumber]:
 
 
 def claim_elsewhere(run: SteeringRun) -> list[ClaimNumber]:
-    """In some theme another layer than the start layer is better, on fresh samples (fig. 16)."""
+    """In some theme, another layer steers better than the start layer, on fresh samples (fig. 16)."""
     fresh = run.fresh
     each: dict[str, np.ndarray] = {}
     for theme in themes(fresh, ACTIVATE):

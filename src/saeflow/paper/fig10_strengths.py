@@ -57,10 +57,10 @@ _MEASURES: Final = (
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Score, behavior and coherence over r (fig. 10) or s (fig. 11), each at the best layer, and what is traded.
+    """Draw score, behavior and coherence over r (fig. 10) or s (fig. 11), each at the best layer, and their trade-off.
 
-    The last panel sets behavior against coherence: a method's way through it is its choice of coefficients,
-    and along a thin curve the score is the same.
+    The last panel sets coherence against behavior: a method's path through it is its choice of coefficients, and along
+    a thin curve the score is constant.
     """
     shown = [m for m in methods(frame) if m not in {"none", "prompt"}]
     values = frame.numbers("value")
@@ -71,7 +71,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     tall = [13.0, *[11.0] * (len(mosaic) - 1)]
     signs = method_signs(shown) + score_signs(frame)
     drawn, places = panels(medium, caption, mosaic, tall, signs=signs)
-    # coefficients to scale where steps are alike, else at equal steps
+    # coefficients to scale if their steps are similar, else at equal steps
     steps = [b - a for a, b in pairwise(values)]
     even = not steps or max(steps) <= 3 * min(steps)
     at = dict(zip(values, values if even else [float(i) for i in range(len(values))], strict=True))
@@ -102,9 +102,9 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def _trade(axes: Axes, frame: Frame, shown: Sequence[str], *, suppress: bool) -> None:
-    """Behavior against coherence: a way for each method with a large mark at its best, over curves of equal score."""
+    """Draw coherence over behavior: a path for each method, with a large mark at its best, over equal-score curves."""
     for score in (0.1, 0.2, 0.4, 0.6, 0.8):
-        kept = [MARK * (score + (1 - score) * i / 40) for i in range(41)]  # the factor that is not coherence
+        kept = [MARK * (score + (1 - score) * i / 40) for i in range(41)]  # the factor besides coherence
         xs, ys = [MARK - x for x in kept] if suppress else kept, [MARK * MARK * score / x for x in kept]
         axes.plot(xs, ys, color=RULE, lw=ems(0.09), zorder=1)
         side: dict[str, Any] = {"ha": "left" if suppress else "right", "va": "bottom"}
@@ -137,7 +137,7 @@ def _trade(axes: Axes, frame: Frame, shown: Sequence[str], *, suppress: bool) ->
 
 
 def sentence(frame: Frame) -> str:
-    """The best coefficient of each method; over many themes, which method reaches the highest score."""
+    """The best coefficient of each method; for several themes, which method reaches the highest score."""
     phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         themes = rows.by("theme")
@@ -166,11 +166,11 @@ def _winners(themes: Mapping[str, Frame], direction: str) -> str:
 
 
 _LIMITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Limits on the change of a hidden state, as a share of its norm, that are tried from the smallest."""
+"""Limits on the change of a hidden state, as a share of its norm, tried from the smallest up."""
 
 
 def _over_values(run: SteeringRun, a: str, b: str, *, weak: bool = False) -> dict[str, np.ndarray]:
-    """Score of method a less that of method b, the mean over r (of the weaker half), by theme."""
+    """Score of method a less that of method b by theme, averaged over r (over its weaker half if `weak`)."""
     each: dict[str, np.ndarray] = {}
     for theme in themes(run.grid, SUPPRESS):
         one, two = (by_value(run.grid, theme, SUPPRESS, method) for method in (a, b))
@@ -182,7 +182,7 @@ def _over_values(run: SteeringRun, a: str, b: str, *, weak: bool = False) -> dic
 
 
 def claim_better(run: SteeringRun) -> list[ClaimNumber]:
-    """Layers found by flow graphs do better than the initial features alone, over all r."""
+    """Layers found by flow graphs do better than the start features alone, over all r."""
     words = "score of {} less that of the start features, mean over r"
     return [
         over_themes(run.grid, _over_values(run, method, "start"), words.format(method))
@@ -197,7 +197,7 @@ def claim_weak(run: SteeringRun) -> list[ClaimNumber]:
 
 
 def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
-    """The score of cumulative depends less on r than that of the initial features, and of single layers."""
+    """The score of cumulative depends less on r than that of the start features, and of single layers."""
     found: list[ClaimNumber] = []
     for other in ("start", "single"):
         blocks: list[np.ndarray] = []
@@ -207,7 +207,7 @@ def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
                 blocks.append(np.stack([one, two]))
         if not blocks:
             raise NotMeasured(f"{other} and cumulative were not both run at several r.")
-        tally = run.grid.tally(np.stack(blocks))  # samples by themes by methods by r
+        tally = run.grid.tally(np.stack(blocks))  # (samples, themes, methods, r)
 
         def spread(x: np.ndarray) -> np.ndarray:
             wide = ratio(x).max(-1) - ratio(x).min(-1)
@@ -220,7 +220,7 @@ def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
 
 
 def claim_small(run: SteeringRun) -> list[ClaimNumber]:
-    """Cumulative does better than single where both may change the hidden state little."""
+    """Cumulative does better than single where both may change the hidden state only a little."""
     grid = run.grid
     both = {
         theme: steered
@@ -240,7 +240,7 @@ def claim_small(run: SteeringRun) -> list[ClaimNumber]:
 
 
 def _same_setting(run: SteeringRun, measure: str, what: str, rule: Rule) -> list[ClaimNumber]:
-    """A mark of the multi-layer methods less that of single at the same s and layer, by theme: the mean over those."""
+    """A mark of the multi-layer methods less that of single at the same s and layer, averaged within each theme."""
     grid = run.grid
     each: dict[str, np.ndarray] = {}
     for theme in themes(grid, ACTIVATE):
@@ -255,12 +255,12 @@ def _same_setting(run: SteeringRun, measure: str, what: str, rule: Rule) -> list
 
 
 def claim_topic(run: SteeringRun) -> list[ClaimNumber]:
-    """At the same s and up to the same layer, several layers bring more of the topic than the last alone (fig. 11)."""
+    """At the same s, steering several layers brings more of the topic than steering only the last of them (fig. 11)."""
     return _same_setting(run, "behavior", "topic", ABOVE_0)
 
 
 def claim_coherence(run: SteeringRun) -> list[ClaimNumber]:
-    """They cost coherence (fig. 11)."""
+    """Several layers cost coherence (fig. 11)."""
     return _same_setting(run, "coherence", "coherence", BELOW_0)
 
 

@@ -30,7 +30,7 @@ from saeflow.paper.words import count, percent, percent_interval
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Groups of every data set (fig. 12a, 19a): bars with intervals and their numbers."""
+    """Draw the groups of every data set (fig. 12a, 19a): bars with intervals and their numbers."""
     datasets, groups = in_order(frame.distinct("dataset"), (ALL,)), frame.groups()
     across = medium.across(len(datasets), 16, beside=max(advance(group, 0.82) for group in groups) + 1.0)
     drawn, places = panels(medium, caption, len(datasets), 1.75 * len(groups), across=across, over=3.6)
@@ -44,7 +44,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 continue
             axes.barh(y, share.value, height=0.68, color=colour(group), zorder=2)
             if share.ends[0] < share.ends[1]:
-                axes.plot(share.ends, (y, y), color=PAPER, lw=ems(0.2), zorder=3.9)  # seen on the darkest bar too
+                axes.plot(share.ends, (y, y), color=PAPER, lw=ems(0.2), zorder=3.9)  # visible on the darkest bar too
                 axes.plot(share.ends, (y, y), color=INK, lw=ems(0.1), zorder=4)
             shift: dict[str, Any] = {"xytext": (ems(0.3), 0), "textcoords": "offset points"}
             axes.annotate(
@@ -59,7 +59,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """Nowhere and the largest group, and between which data sets nowhere varies."""
+    """The share of nowhere and of the largest other group, and the data sets with least and most nowhere."""
     frame, method = first_method(frame)
     every = shares_of(frame, dataset=every_of(frame))
     if "nowhere" not in every:
@@ -94,7 +94,7 @@ def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def _attention(run: OriginsRun, rule: Rule) -> list[ClaimNumber]:
-    """Groups with attention against groups with the MLP."""
+    """The share of groups with attention less that of groups with the MLP."""
     shares = GroupShares(run)
     now = shares.tally.now(overall)
     beside = " against ".join(in_percent(float(now[groups].sum())) for groups in (WITH_ATT, WITH_MLP))

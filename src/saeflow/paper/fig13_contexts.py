@@ -1,4 +1,4 @@
-"""Figure 13: with what probability a feature of one group is in another group in another context."""
+"""Figure 13: the probability that a feature of one group is in another group in another context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saeflow.paper.words import count, percent
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """With what probability a feature of group A (row) is in group B (column) in another context (fig. 13)."""
+    """Draw the probability that a feature of group A (row) is in group B (column) in another context (fig. 13)."""
     present = {*frame.distinct("group_a"), *frame.distinct("group_b")}
     groups = tuple(group for group in GROUPS if group in present)
     found = frame.lookup("group_a", "group_b")
@@ -37,7 +37,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """Which group features keep most often and least, and where they go otherwise."""
+    """The groups that features keep most and least often, and where they go instead."""
     frame, method = first_method(frame)
     found = frame.lookup("group_a", "group_b")
     stay = {group: p for group in GROUPS if (p := found[group, group].number("probability")) is not None}
@@ -61,9 +61,9 @@ _BLOCKS: Final = 500
 
 
 def _contexts(run: OriginsRun) -> Tally:
-    """For each block of features: observations of group a with another of group b, and of group a: 8 by 9.
+    """Sums by block of features, (8, 9): observations of group a by the group b of another, and all of group a.
 
-    The statement is of features, so features are drawn, in blocks: those of one remainder of their number.
+    The claims are about features, so these are the sampling units, in blocks by a remainder of their number.
     """
     groups = run.groups(COSINE)
     features, which = np.unique(run.seen[["layer", "feature"]].to_numpy(), axis=0, return_inverse=True)
@@ -83,13 +83,13 @@ def _contexts(run: OriginsRun) -> Tally:
 
 
 def _goes(x: np.ndarray) -> np.ndarray:
-    """Probability of group b after group a: cases by a by b; NaN after a group that a case has none of."""
+    """Probability of group b after group a, (cases, a, b); NaN where a case has no group a."""
     with np.errstate(invalid="ignore"):
         return x[..., :8] / x[..., 8:]
 
 
 def claim_context(run: OriginsRun) -> list[ClaimNumber]:
-    """A feature is in another group in another context, more often than once in ten."""
+    """A feature is in another group in another context more often than once in ten."""
     tally = _contexts(run)
 
     def moved(x: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def claim_context(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
-    """Features of other groups go to nowhere more often than to any other group, in the mean over groups."""
+    """Features of other groups go to nowhere more often than to any other group, averaged over groups."""
     tally = _contexts(run)
 
     def into(x: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_attention(run: OriginsRun) -> list[ClaimNumber]:
-    """Out of From ATT a feature goes to From RES & ATT more often than to any other group."""
+    """A feature in From ATT goes to From RES & ATT more often than to any other group."""
     tally = _contexts(run)
     rest = [value for value in range(8) if value not in (ATT, RES_ATT)]
     goes = tally.now(_goes)[ATT]

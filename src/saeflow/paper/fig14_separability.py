@@ -16,7 +16,7 @@ from saeflow.paper.words import listed, percent
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """For each pair of groups the share of tests that tell them apart by a score (fig. 14, 19d)."""
+    """Draw, for each pair of groups, the share of tests that tell them apart by a score (fig. 14, 19d)."""
     columns = in_order(frame.distinct("score"), SCORES)
     present = {*frame.distinct("group_a"), *frame.distinct("group_b")}
     groups = tuple(group for group in GROUPS if group in present)
@@ -39,7 +39,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """By which score groups are told apart most often, and the pair that is hardest."""
+    """How often each score tells groups apart, and the pair that is hardest to tell apart."""
     frame, method = first_method(frame)
     by_score = {
         s: share for s in frame.distinct("score") if (share := _pooled(frame.where(score=s).records)) is not None

@@ -33,7 +33,7 @@ TOP_5: Final = "top-5"
 
 
 def groups_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Which groups each matching strategy finds among the same features (fig. 15a)."""
+    """Draw which groups each matching strategy finds among the same features (fig. 15a)."""
     rows: list[Strip] = []
     for strategy in frame.distinct("strategy"):
         found = {row.words("group"): row for row in frame.where(strategy=strategy).records}
@@ -44,7 +44,7 @@ def groups_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def groups_sentence(frame: Frame) -> str:
-    """For how many of the same features each strategy names no active predecessor."""
+    """The share of the same features for which each strategy names no active predecessor."""
     rows = frame.where(group="nowhere").records
     phrases = [
         f"{percent(share)} under {row.words('strategy')}" for row in rows if (share := row.number("share")) is not None
@@ -74,7 +74,7 @@ def claim_more(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def new_group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """What becomes of a target of each group when some of its predecessors are removed (fig. 15b)."""
+    """Draw what becomes of a target of each group when some of its predecessors are removed (fig. 15b)."""
     groups = frame.groups()
     outcomes = in_order(frame.distinct("new_group"), (GONE, *GROUPS))
     found = frame.lookup("group", "removed", "new_group")
@@ -95,7 +95,7 @@ def new_group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def new_group_sentence(frame: Frame) -> str:
-    """How often a target falls silent when everything is removed, and how often it stays without a predecessor."""
+    """How often targets fall silent when everything is removed, or stay active without a predecessor."""
     main = main_strategy(frame)
     frame = frame.where(strategy=main) if main else frame
     each = {group: _became(frame, group, "deactivated") for group in GROUPS}
@@ -128,7 +128,7 @@ def _became(frame: Frame, group: str, outcome: str) -> FrameRow:
 
 
 def claim_equal(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Without its RES predecessor, a target falls silent about as often as it loses the module's predecessor too."""
+    """Without RES, a target falls silent about as often as it stays active but loses the module's predecessor too."""
     gone = trials["deactivated"]
     orphan = ((gone == 0) & (trials["new_group"] == "nowhere")).astype(float)
     words = "targets silenced less targets left without a predecessor, RES removed in From {}"
@@ -147,7 +147,7 @@ def claim_equal(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_full(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Of the targets of combined groups that removing all predecessors silences, most need the removal of all."""
+    """Most targets of combined groups that removing all predecessors silences need the removal of all."""
     gone = (trials["deactivated"] == 1) & ~trials["control"]
     every = trials[removing(trials, COMBINED) & gone].drop_duplicates("target")
     fewer = of_strategy(trials) & trials["removing"] & ~all_named(trials) & trials["group"].isin(COMBINED)
@@ -158,7 +158,7 @@ def claim_full(trials: pd.DataFrame) -> list[ClaimNumber]:
 
 
 def claim_new(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """After an edit a target seldom has a predecessor at a part where it had none."""
+    """After an edit, a target seldom has a predecessor at a part where it had none."""
     kept, old, new = trials["deactivated"] == 0, *(trials[name].astype(str) for name in ("group", "new_group"))
     fresh = kept & np.logical_or.reduce([new.str.contains(part) & ~old.str.contains(part) for part in SINGLES])
     words, where = "trials after which a part has an active predecessor that had none", of_strategy(trials)

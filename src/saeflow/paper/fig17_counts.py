@@ -1,4 +1,4 @@
-"""As figure 17a, for trials, and C.1: how many features and trials there are at each layer, by group."""
+"""Like figure 17a, but of trials, and C.1: how many features and trials there are at each layer, by group."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from saeflow.paper.words import count, percent
 
 
 def counts_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """How many features and trials there are at each layer (as fig. 17a)."""
+    """Draw how many features and trials there are at each layer (like fig. 17a)."""
     return counted(frame, medium, caption, other="trials")
 
 
 def counted(frame: Frame, medium: Medium, caption: str, *, other: str = "") -> Figure:
-    """One strip for each layer: shares of the features in each group, or with `other` their number; totals beside."""
+    """Draw one strip per layer: shares of the features in each group, or with `other` their numbers; totals beside."""
     rows: list[Strip] = []
     totals: dict[int, dict[str, float]] = {}
     for layer in frame.layers():
@@ -46,12 +46,12 @@ def counts_sentence(frame: Frame) -> str:
 
 
 def probable_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """How many features of each layer have which group most often (C.1)."""
+    """Draw, for each layer, how many features have each group as their most frequent one (C.1)."""
     return counted(frame, medium, caption)
 
 
 def probable_sentence(frame: Frame) -> str:
-    """The group that most features have most often, each feature counted once."""
+    """The two groups in which most features are most often, each feature counted once."""
     frame, method = first_method(frame)
     totals = {g: sum(r.number("features") or 0 for r in frame.where(group=g).records) for g in GROUPS}
     whole = sum(totals.values())

@@ -32,7 +32,7 @@ from saeflow.paper.words import count
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """How many features are steered at each layer, by part; upright lines where start features are (fig. 17a)."""
+    """Draw how many features are steered at each layer, by part, with vertical lines at start features (fig. 17a)."""
     themes, layers, parts = frame.by("theme"), frame.layers(), parts_of(frame)
     if not layers:
         return nothing(medium, caption, "no features at any layer")

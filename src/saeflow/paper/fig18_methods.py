@@ -24,12 +24,12 @@ _SHAPES = ("o", "D", "s", "^")
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Groups under each matching method by data set (fig. 18); data sets new to a method's table are marked."""
+    """Draw groups under each matching method by data set (fig. 18), marking data sets new to the Pearson tables."""
     datasets, groups = in_order(frame.distinct("dataset"), (ALL,)), frame.groups()
     out = {r.words("dataset") for r in frame.records if r.words("in_distribution") in {"False", "0"}}
     shapes = {method: _SHAPES[i % len(_SHAPES)] for i, method in enumerate(frame.distinct("method"))}
     found = frame.lookup("dataset", "group", "method")
-    close = 0.45  # of the rows of the methods of one group
+    close = 0.45  # spacing of the methods in a group, in rows
     shown: list[DotPanel] = []
     for dataset in datasets:
         rows: list[DotRow] = []
@@ -50,7 +50,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """How large nowhere is under each method, on all data and on data new to Pearson."""
+    """The share from nowhere under each method, on all data and on data new to Pearson."""
     text = _nowhere_by_method(frame, every_of(frame))
     if not text:
         return ""
@@ -68,7 +68,7 @@ def _nowhere_by_method(frame: Frame, dataset: str) -> list[str]:
 
 
 def _both(run: OriginsRun) -> tuple[Tally, int]:
-    """Counts of the groups under cosine and Pearson on the same observations: methods by data sets by groups."""
+    """Group counts under cosine and Pearson on the same observations, (methods, data sets, groups), and their sum."""
     shares = [GroupShares(run, method) for method in (COSINE, PEARSON)]
     sums = np.stack([one.tally.sums.sum(1) for one in shares], 1)
     return Tally(sums, run.texts[1]), shares[0].n
@@ -91,7 +91,7 @@ def _pearson_less(run: OriginsRun, datasets: Sequence[str], groups: list[int], r
 
 
 def _seen_by_pearson(run: OriginsRun, *, new: bool) -> list[str]:
-    """The data sets that Pearson's tables had seen, or those that are new to it."""
+    """The data sets that the Pearson tables were made on, or if `new` those they were not."""
     run.groups(PEARSON)
     found = [name for name in run.datasets if (name in run.new_to_pearson) == new]
     if not found:
@@ -100,12 +100,12 @@ def _seen_by_pearson(run: OriginsRun, *, new: bool) -> list[str]:
 
 
 def claim_nowhere(run: OriginsRun) -> list[ClaimNumber]:
-    """Pearson has less nowhere, on data like that its tables were made on."""
+    """Pearson leaves fewer features in nowhere, on data like that its tables were made on."""
     return [_pearson_less(run, _seen_by_pearson(run, new=False), [0], BELOW_0, "share of nowhere")]
 
 
 def claim_python(run: OriginsRun) -> list[ClaimNumber]:
-    """Pearson has more nowhere on Python code, new to its tables."""
+    """Pearson leaves more features in nowhere on Python code, new to its tables."""
     code = [name for name in _seen_by_pearson(run, new=True) if name in PYTHON]
     if not code:
         raise NotMeasured(f"No data set of Python code is new to the Pearson tables ({', '.join(PYTHON)}).")
@@ -124,13 +124,13 @@ def claim_par(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_datasets(run: OriginsRun) -> list[ClaimNumber]:
-    """Under Pearson the shares depend more on the data set."""
+    """Under Pearson the shares depend more on the data set than under cosine."""
     tally, n = _both(run)
     if len(run.datasets) < 2:
         raise NotMeasured("There is one data set only.")
 
     def apart(x: np.ndarray) -> np.ndarray:
-        """Mean distance of data sets from their mean: cases by methods."""
+        """Mean distance of data sets from their mean, (cases, methods)."""
         p = x / x.sum(-1, keepdims=True)
         return (np.abs(p - p.mean(2, keepdims=True)).sum(-1) / 2).mean(-1)
 
@@ -141,7 +141,7 @@ def claim_datasets(run: OriginsRun) -> list[ClaimNumber]:
 
 
 def claim_agreement(run: OriginsRun) -> list[ClaimNumber]:
-    """Both name the same residual predecessor more often than the same module predecessor."""
+    """Both methods name the same residual predecessor more often than the same module predecessor."""
     run.groups(PEARSON)
     text, datasets = run.texts
     sums = np.zeros((len(datasets), len(PARTS), 2))

@@ -38,7 +38,7 @@ METHODS: Final = {
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Explained variance of permutations and of the best cosine, each in three units (fig. 23)."""
+    """Draw the explained variance of permutations and of the best cosine, each in three units (fig. 23)."""
     rows: list[DotRow] = []
     column = "method" if "method" in frame.columns else "weights"
     known = {row.words(column): row for row in frame.where(kind="baseline").records}
@@ -65,7 +65,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """The best cosine against the best permutation, in the units that suit each, and what folding does."""
+    """The best cosine against the best permutation, each in the units that suit it, and the effect of folding."""
     here = one_pair(frame)
     cosine = best_row(here.where(method="cosine top-1"))
     names = [name for name in here.where(kind="matching").distinct("method") if name.startswith("permutation")]
@@ -88,7 +88,7 @@ def sentence(frame: Frame) -> str:
 
 
 _SLIGHT: Final = 0.05
-"""Explained variance that is "almost no effect": a twentieth of the whole."""
+"""The explained variance that counts as "almost no effect": a twentieth of the whole."""
 
 
 def claim_cosine(run: TransitionRun) -> list[ClaimNumber]:
@@ -109,7 +109,7 @@ def claim_find(run: TransitionRun) -> list[ClaimNumber]:
 
 
 def claim_bias(run: TransitionRun) -> list[ClaimNumber]:
-    """With b_enc it has one."""
+    """With b_enc, folding does affect finding permutations."""
     name = "permutation-encoder-bias/1/binary"
     return [less(run, f"{name}/FOLDED/RAW", f"{name}/RAW/RAW", Rule("apart", _SLIGHT))]
 

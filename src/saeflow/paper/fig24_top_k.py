@@ -37,13 +37,13 @@ _SHAPES: Final = {"values": "o", "binary": "s"}
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Explained variance against k, for both products, as it is and after one fitted factor (fig. 24)."""
+    """Draw explained variance against k for both products, as it is and after one fitted factor (fig. 24)."""
     products = frame.where(kind="matching", matched="raw").distinct("weights")
     products = tuple(name for name in products if name.startswith("W_dec"))
     shown = [(measure, product) for measure in ("ev", "scaled") for product in products]
     if not products:
         return nothing(medium, caption, "no top-k product was measured")
-    # lines across for what is no top-k
+    # horizontal lines for maps that are not top-k products
     known = {row.words("weights"): row for row in frame.where(kind="baseline").records}
     known |= {row.words("weights"): row for row in frame.where(weights="permutation", applied="raw").records}
     values = {name: row.number("ev") for key, name in _REFERENCES.items() if (row := known.get(key))}
@@ -87,7 +87,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def _series(axes: Axes, points: Sequence[tuple[float, Interval, str]], entries: str, tone: str, low: float) -> None:
-    """A line that runs out of the panel where it must, with marks where it is within."""
+    """Draw a line with marks; values below the panel become triangles at its edge."""
     hollow = entries == "binary"
     xs, heights = [x for x, _, _ in points], [max(e.value, 4 * low - 3) for _, e, _ in points]
     axes.plot(xs, heights, color=tone, lw=ems(0.1), ls=DOTS if hollow else "solid", zorder=2, alpha=0.75)
@@ -100,7 +100,7 @@ def _series(axes: Axes, points: Sequence[tuple[float, Interval, str]], entries: 
 
 
 def sentence(frame: Frame) -> str:
-    """The best k of each product, and what more entries do to the decoders' product."""
+    """The best setting of each product, and folded top-2 of the decoders' product against the permutation."""
     here = one_pair(frame)
     phrases: list[str] = []
     for product in (name for name in here.distinct("weights") if name.startswith("W_dec")):

@@ -1,10 +1,10 @@
-"""The kinds of chart that figures are made of: lines with bands, dots in named rows, stacks, strips and heat maps.
+"""The chart types of the figures: lines with bands, dots in named rows, stacks, strips and heat maps.
 
-What a reader points at says its numbers: the tips of the SVG. Filled marks are predecessors or methods that use flow
-graphs, hollow ones controls and baselines, and lines through marks 95 % intervals.
+Tooltips of the SVG give the numbers. Filled marks are predecessors, or methods that use flow graphs; hollow marks are
+controls and baselines; lines through marks are 95 % intervals.
 
     line, point, mark, stack, heat    draw into a panel of `style.panels`
-    dots, forest, strips              are whole figures, one row for each name
+    dots, forest, strips              draw whole figures, one row for each name
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from saeflow.paper.words import count, decimal, decimal_interval, percent, perce
 
 CONTROL = "control: random active features of the same sites and norm"
 _ROW: Final = 1.5
-"""Ems of a row of dots."""
+"""Height of a row of dots, in ems."""
 Tone = tuple[str | tuple[str, float], str]
-"""The colour of a thing, with its strength where it is not full, and that of a number on it."""
+"""The colour of a thing, with its opacity if below 1, and the colour of a number on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How a table is drawn and measure_tip.
+    """How a table is drawn and put into a sentence.
 
     Attributes:
         figure: draws its rows for a medium, with a caption.
         sentence: says what its rows show.
         needs: the columns that the figure cannot do without.
-        each: one figure for each value of these columns.
+        each: columns; there is one figure for each of their values.
     """
 
     figure: Callable[[Frame, Medium, str], Figure]
@@ -74,7 +74,7 @@ class Measure:
     head: str
     text: Callable[[Interval], str]
     short: Callable[[float | None], str]
-    unit: str = ""  # of the axis; plain numbers where empty
+    unit: str = ""  # of the axis; empty for plain numbers
 
 
 DEACTIVATED = Measure("deactivated", percent_interval, percent, "%")
@@ -85,9 +85,9 @@ RATIO = Measure("norm of the control over the norm removed: median and quartiles
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A value with its interval, and what it says when pointed at.
+    """A value with its interval and its tooltip.
 
-    `down` moves it below the middle of its row, in rows; `ends` are those of a thin line behind it.
+    `down` moves it below the middle of its row, in rows; `ends` are the ends of a thin line behind it.
     """
 
     found: Interval
@@ -101,7 +101,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class DotRow:
-    """A named row of one panel. `head` begins a block with a name and a colour; `notes` are numbers at the right."""
+    """A named row of one panel. `head` starts a block with a name and a colour; `notes` are numbers at the right."""
 
     name: str
     marks: Sequence[Mark] = ()
@@ -112,17 +112,17 @@ class DotRow:
 
 @dataclass(frozen=True, slots=True)
 class DotPanel:
-    """The rows of one panel, the same names in each.
+    """One panel of named rows; all panels of a figure have the same names.
 
     Attributes:
-        name: over it.
-        rows: from the top.
-        axis: what its values are; panels of one axis have the same ends.
-        more: muted words at the right of its name.
+        name: its title.
+        rows: from top to bottom.
+        axis: what its values are; panels with the same axis share its limits.
+        more: muted words at the right of its title.
         unit: "%" or "pp" for hundredths.
-        heads: over the notes.
-        default: a dashed line across, with its tip.
-        within: where the axis ends at the latest; what lies beyond is a triangle at the end, with its number.
+        heads: column heads of the notes.
+        default: a dashed line across, with its tooltip.
+        within: outer limits of the axis; a value beyond them is a triangle at the edge, with its number.
     """
 
     name: str
@@ -138,13 +138,13 @@ class DotPanel:
 def dots(
     shown: Sequence[DotPanel], medium: Medium, caption: str, *, signs: Sequence[Sign] = (), least: float = 14.0
 ) -> Figure:
-    """Marks in named rows, one panel next to another where each is at least `least` ems wide.
+    """Draw marks in named rows, with panels side by side where each is at least `least` ems wide.
 
-    Names stand at the left of the first panel of each row of panels, or above their marks where there is no room.
+    Names stand at the left of the first panel in each row of panels, or above their marks if there is no room.
     """
     if not shown or not shown[0].rows:
         return nothing(medium, caption)
-    # 1. where names and rows stand
+    # 1. positions of names and rows
     names = max(advance(part, 0.82) for row in shown[0].rows for part in row.name.split("\n")) + 1.2
     own = not medium.wide and names > 0.42 * medium.ems
     across = medium.across(len(shown), least, beside=0.0 if own else names)
@@ -183,10 +183,10 @@ def dots(
             if row.head[0] and first:
                 _beside(axes, 0.0, top - 0.42, row.head[0], 1.3, ha="left", fontsize=ems(0.88), fontweight="bold")
                 _square(axes, axes.get_yaxis_transform(), top - 0.42, (0.6, 0.0), row.head[1])
-            ground = {"fc": PAPER, "ec": "none", "pad": 0.5}  # a name is read over the lines of the grid
+            ground = {"fc": PAPER, "ec": "none", "pad": 0.5}  # keeps names readable over the grid
             for i, part in enumerate(lines):
                 _beside(axes, 0.0, top + 0.4 + 0.75 * i, part, 0.2, ha="left", fontsize=ems(0.82), bbox=ground)
-            for mark in reversed(row.marks):  # controls lie under what they control
+            for mark in reversed(row.marks):  # controls are drawn beneath what they control
                 _dot(axes, middle, mark, (low, high), room)
             right = 0.0
             for note, wide in zip(row.notes, widths, strict=False):
@@ -195,7 +195,7 @@ def dots(
                 _beside(axes, 1.0, middle, note, right, ha="right", fontsize=ems(0.78), color=tone)
         for i, head in enumerate(panel.heads):
             _beside(axes, 1.0, -0.35, head, sum(widths[: i + 1]), ha="right", fontsize=ems(0.74), color=MUTED)
-        # 4. what frames them
+        # 4. axes, names and titles
         value_axis(axes, "x", low, high, unit=panel.unit, most=max(2, min(9, int((room - sum(widths)) / 3))))
         axes.set_ylim(height + 0.1, -0.1)
         parts = [(y, row.name.split("\n")) for y, row in zip(middles, panel.rows, strict=True) if first and not own]
@@ -209,7 +209,7 @@ def dots(
 
 
 def _beside(axes: Axes, x: float, y: float, text: str, right: float, **how: object) -> Artist:
-    """A text at the height `y`, `right` ems from an edge of the panel: 0 the left, 1 the right one."""
+    """Write text at height `y`, `right` ems to the right of the panel's left edge (`x` = 0) or right edge (`x` = 1)."""
     return axes.annotate(
         text,
         (x, y),
@@ -223,14 +223,14 @@ def _beside(axes: Axes, x: float, y: float, text: str, right: float, **how: obje
 
 
 def _square(axes: Axes, transform: Transform, y: float, by: tuple[float, float], tone: str) -> None:
-    """The square before a head, `by` ems from the left end of the panel at the height `y`."""
+    """Draw the square before a head at height `y`, `by` ems off the left edge of the panel."""
     figure = axes.get_figure()
     at = offset_copy(transform, figure, ems(by[0]), ems(by[1]), units="points")  # pyright: ignore[reportArgumentType]
     axes.plot([0], [y], marker="s", ms=ems(0.7), mew=0, color=tone, transform=at, clip_on=False, scalex=False)
 
 
 def _dot(axes: Axes, middle: float, shown: Mark, ends: tuple[float, float], room: float) -> None:
-    """A mark of a row; one beyond an end of the axis is a triangle there."""
+    """Draw a mark of a row; a value beyond an end of the axis becomes a triangle there."""
     (low, high), y, found = ends, middle + shown.down, shown.found
     if shown.ends is not None:
         axes.plot(shown.ends, (y, y), color=shown.tone, lw=ems(0.05), zorder=2.5)
@@ -258,7 +258,7 @@ def _dot(axes: Axes, middle: float, shown: Mark, ends: tuple[float, float], room
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a forest: an estimate and its control for each measure. Lines of one `head` are a block."""
+    """A line of a forest: an estimate and its control for each measure. Lines with the same `head` form a block."""
 
     label: str
     tone: str
@@ -271,7 +271,7 @@ class Line:
 def forest(
     lines: Sequence[Line], measures: Sequence[Measure], medium: Medium, caption: str, *, controls: bool
 ) -> Figure:
-    """Lines with marks, intervals and numbers: measures side by side, or under one another where narrow."""
+    """Draw lines with marks, intervals and numbers; measures stand side by side, or stacked on a narrow medium."""
     shown: list[DotPanel] = []
     for i, measure in enumerate(measures):
         rows: list[DotRow] = []
@@ -292,12 +292,12 @@ def forest(
 
 
 def measure_tip(name: str, found: Interval, measure: Measure) -> str:
-    """A number in a sentence, for tips."""
+    """The tooltip of a number."""
     return f"{name}: {measure.text(found)} {measure.head}" + ("" if found.n is None else f", n = {count(found.n)}")
 
 
 def said(name: str, found: Interval) -> str:
-    """`RES, layer 3: 41 % (38–44), n = 512`, for tips."""
+    """`RES, layer 3: 41 % (38–44), n = 512`, for tooltips."""
     return f"{name}: {percent_interval(found)}" + ("" if found.n is None else f", n = {count(found.n)}")
 
 
@@ -307,27 +307,27 @@ def chance(p: float) -> str:
 
 
 def control_signs(edited: str = "removed", *, dashed: bool = False) -> list[Sign]:
-    """The entries of filled and hollow marks."""
+    """Key entries for filled and hollow marks."""
     return [Sign(f"predecessors {edited}"), Sign(f"{CONTROL}{', dashed' if dashed else ''}", hollow=True)]
 
 
 def tip(artist: Artist, text: str) -> None:
-    """What an artist says when pointed at."""
+    """Give an artist a tooltip."""
     artist.set_gid(TIP + text)
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A horizontal stack.
+    """A horizontal stacked bar.
 
     Attributes:
-        name: at its left.
-        shares: how long each part is; all together `whole`.
-        tip: what the tips of its parts begin with.
-        note: at its right.
+        name: text at its left.
+        shares: the length of each part, together `whole`.
+        tip: how the tooltips of its parts begin.
+        note: text at its right.
         whole: its length.
-        control: the parts of a low strip under it.
-        mark: on it.
+        control: the parts of a thin strip under it.
+        mark: a mark on it.
     """
 
     name: str
@@ -350,17 +350,17 @@ def strips(
     heads: Mapping[str, str] | None = None,
     axis: bool = True,
 ) -> Figure:
-    """Rows that are the sum of their parts, with the percentages that fit, in panels.
+    """Draw rows that are the sum of their parts, with the percentages that fit, in panels.
 
     Args:
-        shown: the rows of each panel by its name.
-        medium: where it will stand.
-        caption: at the foot.
-        signs: of the key.
-        across: how many panels stand in a row.
-        tones: the colours of what is no group, with those of their numbers.
+        shown: the rows of each panel, by its name.
+        medium: the medium to lay it out for.
+        caption: the text at the foot.
+        signs: the entries of the key.
+        across: the number of panels in a row.
+        tones: the tones of parts that are not groups.
         heads: the colour of the square before the name of each panel.
-        axis: whether lengths have one.
+        axis: whether lengths have an axis.
     """
     pitch = 2.4 if any(row.control for rows in shown.values() for row in rows) else 1.8
     names, notes = (
@@ -399,7 +399,7 @@ def strips(
         axes.set_xticks([])
         if axis:
             value_axis(axes, "x", 0, 1, unit="%")
-        # panels of a row are alike in scale, so a shorter one is open at its foot
+        # panels in a row share their scale, so a shorter one leaves room at its foot
         axes.set_ylim(most[i // across] / pitch - 0.5, -0.5)
         shifted = [y - (0.15 if row.control else 0.0) for y, row in enumerate(rows)]
         axes.set_yticks(shifted, [row.name for row in rows])
@@ -434,7 +434,7 @@ def stack(
     *,
     width: float = 0.94,
 ) -> None:
-    """Columns that are the sum of their parts, each with its colour, heights and tips."""
+    """Draw columns that are the sum of their parts, each part with its colour, heights and tooltips."""
     bottoms = [0.0] * len(at)
     for tone, heights, tips in parts.values():
         known = [value or 0.0 for value in heights]
@@ -450,10 +450,9 @@ def heat(
     names: tuple[Sequence[str], Sequence[str]],
     tips: Sequence[Sequence[str]],
 ) -> None:
-    """Shares from 0 to 1 as cells of one colour at different strengths, each with its percentage.
+    """Draw shares in [0, 1] as cells of one colour at different strengths, each with its percentage.
 
-    `names` are those of rows and of columns, which stand above. A gap has no colour and a dash; where the value is
-    NaN there is no cell.
+    `names` are the names of rows and of columns, which stand on top. None gives a dash without colour, NaN no cell.
     """
     for i, row in enumerate(values):
         for j, value in enumerate(row):
@@ -487,7 +486,7 @@ def point(
     order: float = 4,
     alpha: float | None = None,
 ) -> None:
-    """A mark that says `text` when pointed at. `size` is that of a circle, in ems; other shapes look as large."""
+    """Draw a mark with the tooltip `text`. `size` is the diameter of a circle, in ems; other shapes look as large."""
     wide = ems(size)
     (drawn,) = axes.plot(
         [x],
@@ -517,7 +516,7 @@ def mark(
     upright: bool = False,
     order: float = 3,
 ) -> None:
-    """A value at height `y`, or at `y` along the axis if `upright`, with its interval. Controls are hollow."""
+    """Draw a value and its interval at height `y`, or vertically at position `y` if `upright`. Controls are hollow."""
     low, high = found.ends
     if low < high:
         along = ((y, y), (low, high)) if upright else ((low, high), (y, y))
@@ -537,7 +536,7 @@ def line(
     shape: str = "o",
     strength: float = 1.0,
 ) -> None:
-    """Values over `at`, joined where neighbours are there, with their intervals as a band.
+    """Draw values over `at`, joined where neighbours exist, with their intervals as a band.
 
     `strength` in (0, 1] fades the whole line, for lines of one colour that have an order.
     """
@@ -564,7 +563,7 @@ def line(
 
 
 def reach(found: Iterable[Interval | None], *, least: float = 0.05) -> tuple[float, float]:
-    """The lowest and highest end of all intervals with a little air; from 0 where nothing is below."""
+    """Axis limits that hold all intervals with a little room; they start at 0 if nothing lies below."""
     ends = [end for e in found if e is not None for end in e.ends]
     if not ends:
         return 0.0, 1.0

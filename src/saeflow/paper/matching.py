@@ -1,4 +1,4 @@
-"""Appendix C.4 and section 3.3: how far methods agree, and thresholds fitted to a null next to the fixed ones."""
+"""Appendix C.4 and section 3.3: how far methods agree, and thresholds from a null beside the fixed ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from saeflow.paper.style import DASHES, MUTED, Medium, Sign, colour, ems, layer_
 from saeflow.paper.words import capital, count, decimal, listed, percent
 
 _SHARES: Final = ((("in_top_k",), True, "among the k best"), (("same", "share"), False, "the same"))
-"""Columns, whether their marks are hollow, and what they are."""
+"""Columns, whether their marks are hollow, and what they are called."""
 
 
 def agreement_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """For each pair of methods the share of features with the same predecessor, by layer and part (C.4).
+    """Draw, for each pair of methods, the share of features with the same predecessor, by layer and part (C.4).
 
-    Filled marks are the same best match; hollow ones, where the table has them, the best match of the
-    one among the k best of the other.
+    Filled marks count equal best matches; hollow ones, where the table has them, best matches of one method that are
+    among the k best of the other.
     """
     pairs = tuple(dict.fromkeys((r.words("method_a"), r.words("method_b")) for r in frame.records))
     parts, layers = parts_of(frame), frame.layers()
@@ -54,7 +54,7 @@ def agreement_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def parts_of(frame: Frame) -> tuple[str, ...]:
-    """The parts a table holds, however it writes them, in the order res, mlp, att."""
+    """The parts in a table, in lower or upper case, in the order res, mlp, att."""
     order = [word for part in ("res", "mlp", "att") for word in (part, part.upper())]
     return in_order(frame.distinct("part"), order)
 
@@ -65,7 +65,7 @@ def tone_of(part: str) -> str:
 
 
 def agreement_sentence(frame: Frame) -> str:
-    """For each pair of methods the share of the same best match, by part."""
+    """For each pair of methods, the share of features with the same best match, by part."""
     pairs = tuple(dict.fromkeys((r.words("method_a"), r.words("method_b")) for r in frame.records))
     phrases: list[str] = []
     for a, b in pairs:
@@ -81,7 +81,7 @@ def agreement_sentence(frame: Frame) -> str:
 
 
 def _agreed(frame: Frame) -> float | None:
-    """The share over all layers: as the table gives it, else the mean by the numbers of features."""
+    """The share over all layers: from the table, or else the mean weighted by the numbers of features."""
     every = only(frame, layer="all")
     if every:
         return every.number("same", "share")
@@ -96,10 +96,10 @@ FIXED = {"res": T_RES, "mlp": T_MODULE, "att": T_MODULE}
 
 
 def thresholds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """A threshold for each layer from a null beside the fixed ones, and what either keeps (section 3.3).
+    """Draw each layer's threshold from a null beside the fixed one, and what both of them keep (section 3.3).
 
-    The band runs from the median of the null's scores to their 99th percentile. The lower panels show
-    what the two thresholds keep: shares, or numbers of features where the table counts them.
+    The band runs from the median of the null's scores to their 99th percentile. The lower panels show what the two
+    thresholds keep: shares, or numbers of features if the table counts them.
     """
     parts, layers = parts_of(frame), frame.layers()
     across = len(parts) if medium.wide else 1
@@ -108,7 +108,7 @@ def thresholds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         Sign("fixed at 0.5 and 0.15", shape=DASHES),
         Sign("band: median to 99 % of the null", shape=""),
     ]
-    # each part has two panels, one over the other
+    # each part has two panels, one above the other
     mosaic = [[f"{i}{row}" for i in range(at, at + across)] for at in range(0, len(parts), across) for row in "ab"]
     drawn, places = panels(medium, caption, mosaic, [10.5, 5.5] * (len(mosaic) // 2), signs=signs, over=3.8)
     known, values = frame.numbers("threshold", "null_q99"), frame.numbers("kept", "kept_fixed")
@@ -117,7 +117,7 @@ def thresholds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         upper, lower = places[2 * i : 2 * i + 2]
         found, tone = frame.where(part=part).lookup("layer"), tone_of(part)
         rows = [found[str(layer)] for layer in layers]
-        # 1. the calibrated threshold, the null under it and the fixed one
+        # 1. the calibrated threshold, the band of the null and the fixed threshold
         band = [
             (n, q50, q99)
             for n, row in zip(layers, rows, strict=True)
@@ -137,7 +137,7 @@ def thresholds_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
         value_axis(upper, "y", 0, 1.05 * max(*known, 1.15 * (fixed or 0.0), 0.1))
         layer_axis(upper, layers, "")
         upper.set_title(part)
-        # 2. what both keep
+        # 2. what each threshold keeps
         for column, hollow, which in (("kept_fixed", True, "fixed"), ("kept", False, "calibrated")):
 
             def kept(e: float, n: int, part: str = part, which: str = which) -> str:
@@ -166,7 +166,7 @@ def _over_layers(
 
 
 def thresholds_sentence(frame: Frame) -> str:
-    """Between which values the calibrated threshold of each part lies."""
+    """The range of the calibrated threshold of each part."""
     phrases: list[str] = []
     for part in frame.distinct("part"):
         values = frame.where(part=part).numbers("threshold")

@@ -1,7 +1,7 @@
-"""What figures, sentences and claims of origins share: data sets, groups, scores, and tests that tell groups apart.
+"""Helpers for figures, sentences and claims of origins: data sets, groups, scores, and tests that tell groups apart.
 
-Shares of groups are those of the active features of a layer, and in claims a part of the model is the mean of its
-layers, so that a layer counts as much as another. Nothing is edited here, hence no control.
+The shares of groups are shares of a layer's active features. In claims, a part of the model is the mean over its
+layers, so that every layer counts the same. Nothing is edited here, so there are no controls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHORT = {"nowhere": "none", "RES": "R", "MLP": "M", "ATT": "A"}
 
 
 def first_method(frame: Frame) -> tuple[Frame, str]:
-    """The rows of cosine, or else of the first method there is, with its name in words."""
+    """The rows of cosine, or else of the first method, and that method's name in words."""
     methods = frame.distinct("method")
     if not methods:
         return frame, ""
@@ -34,7 +34,7 @@ def first_method(frame: Frame) -> tuple[Frame, str]:
 
 
 def shares_of(frame: Frame, **where: str) -> dict[str, Interval]:
-    """The shares of the groups in the rows with these words."""
+    """The shares of the groups, from the rows with these words."""
     rows = frame.where(**where).records
     return {r.words("group"): e for r in rows if r.words("group") in GROUPS and (e := r.estimate("share"))}
 
@@ -45,30 +45,30 @@ def largest_of(shares: Mapping[str, Interval]) -> str:
 
 
 def every_of(frame: Frame) -> str:
-    """All data sets together where the table has them, else the first one."""
+    """All data sets together if the table has them, or else its first data set."""
     datasets = frame.distinct("dataset")
     return in_order(datasets, (ALL,))[0] if datasets else ""
 
 
 def short(group: str) -> str:
-    """A group in few letters, for the head of a narrow column: `RM`."""
+    """A group in few letters, for the head of a narrow column: `RM` for RES & MLP."""
     return _SHORT.get(group) or "".join(_SHORT.get(part, part) for part in group.split(" & "))
 
 
 def share_tested(row: FrameRow) -> float | None:
-    """The share of tests that passed; a gap where there was none."""
+    """The share of tests that passed; None without tests."""
     return row.number("share") if row.count("tests") else None
 
 
 def tests_passed(row: FrameRow) -> str:
-    """`12 of 40 tests`, for tips."""
+    """`12 of 40 tests`, for tooltips."""
     if not row.count("tests"):
         return "no test"
     return f"{count(row.number('passed'))} of {count(row.number('tests'))} tests"
 
 
 def name_of(dataset: str) -> str:
-    """How a data set is called on a figure."""
+    """The name of a data set on a figure."""
     return "all datasets" if dataset == ALL else dataset
 
 
@@ -76,17 +76,17 @@ def name_of(dataset: str) -> str:
 
 COSINE, PEARSON = "cosine", "pearson"
 NOWHERE, RES, MLP, ATT, RES_MLP, RES_ATT, MLP_ATT, EVERY_PART = range(8)
-"""The groups as numbers, in the order of every table."""
+"""Indices of the groups in the order of every table."""
 WITH_ATT: Final = [ATT, RES_ATT, MLP_ATT, EVERY_PART]
 WITH_MLP: Final = [MLP, RES_MLP, MLP_ATT, EVERY_PART]
 Totals: TypeAlias = np.ndarray
-"""Cases by layers by data sets by the eight groups."""
+"""Counts of shape (cases, layers, data sets, 8 groups)."""
 
 
 def thirds(n_layers: int) -> tuple[range, range, range]:
-    """The three parts of section 5.1 and C.1: of Gemma's 26 and Llama's 32 layers as printed, else by Gemma's depths.
+    """The three parts of section 5.1 and C.1: for 32 layers as printed for Llama, else at Gemma's relative depths.
 
-    Gemma: 0 to 5, 6 to 15, 16 to 25. Llama: 0 to 8, 9 to 16, 17 to 31.
+    Gemma (26 layers): 0 to 5, 6 to 15, 16 to 25. Llama (32 layers): 0 to 8, 9 to 16, 17 to 31.
     """
     first, second = (9, 17) if n_layers == 32 else (-(-n_layers * cut // 26) for cut in (6, 16))
     return range(first), range(first, second), range(second, n_layers)
@@ -96,10 +96,10 @@ class GroupShares:
     """Counts of the eight groups by layer and data set under one method, and claims on their shares."""
 
     def __init__(self, run: OriginsRun, method: str = COSINE) -> None:
-        """Of a method there is.
+        """Count the groups under a method.
 
         Raises:
-            NotMeasured: when the run did not use it.
+            NotMeasured: when the run did not use the method.
         """
         layer, dataset = (run.seen[name].to_numpy() for name in ("layer", "dataset"))
         (text, of_text), self.datasets, self.n = run.texts, run.datasets, len(run.seen)
@@ -111,7 +111,7 @@ class GroupShares:
         self.tally = Tally(counts, of_text)
 
     def places(self, layers: Sequence[int], what: str) -> list[int]:
-        """Where these layers are.
+        """Indices of these layers among those measured.
 
         Raises:
             NotMeasured: when none of them was measured.
@@ -122,7 +122,7 @@ class GroupShares:
         return found
 
     def parts(self) -> tuple[list[int], list[int], list[int]]:
-        """Places of the first, the middle and the last part."""
+        """Indices of the layers in the first, the middle and the last part."""
         first, middle, last = thirds(max(self.layers) + 1)
         return (self.places(first, "first part"), self.places(middle, "middle part"), self.places(last, "last part"))
 
@@ -138,7 +138,7 @@ class GroupShares:
     def less(
         self, groups: Sequence[int], a: Sequence[int], b: Sequence[int], rule: Rule, what: str, *, sides: str = ""
     ) -> ClaimNumber:
-        """The share of some groups at some layers less that at others; `sides` are the words for each of both."""
+        """The share of some groups at layers `a` less that at `b`; `sides` formats share and layers of each side."""
         each = [(self.tally.now(lambda x, p=p: self.mean(x, p, groups)), self.named(p)) for p in (a, b)]
         beside = " against ".join(sides.format(in_percent(float(now)), name) for now, name in each) if sides else ""
         words = f"share of {what} in {self.named(a)} less that in {self.named(b)}"
@@ -147,7 +147,7 @@ class GroupShares:
     def finding(
         self, of: Callable[[Totals], np.ndarray], words: str, rule: Rule = ABOVE_0, beside: str = ""
     ) -> ClaimNumber:
-        """`of(totals)`, a difference of shares."""
+        """The finding `of(totals)`, a difference of shares."""
         return ClaimNumber(words, self.tally.estimate(of, n=self.n, span=GAP), rule, beside=beside)
 
 
@@ -158,6 +158,6 @@ def by_layer(x: Totals) -> np.ndarray:
 
 
 def overall(x: Totals) -> np.ndarray:
-    """Shares of groups, all layers and data sets together, as figure 12a has them."""
+    """Shares of groups, all layers and data sets together, as in figure 12a."""
     counts = x.sum((1, 2))
     return counts / counts.sum(-1, keepdims=True)

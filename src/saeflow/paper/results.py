@@ -1,10 +1,10 @@
-"""The page of a results folder: figures, what they say in a sentence, and every table. One file, no network.
+"""The page of a results folder: figures, a sentence on each, and every table. One file, no network.
 
     manifest.json, summary.json  ->  figures/NAME.svg, tables/NAME.csv, index.html
 
-Each figure stands twice in the page, laid out for a window and for a phone, and a stylesheet shows the
-one that fits. `templates/results.html.j2` is the page; words from files (names of models, data sets,
-arguments) are escaped there.
+The page has each figure twice, laid out for a window and for a phone, and a stylesheet shows the one
+that fits. `templates/results.html.j2` is its template, which escapes words from files (names of models,
+data sets, arguments).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PAPER: Final = "arXiv 2502.03032"
 MOST_ROWS: Final = 400
-"""How many rows of a table the page holds; the CSV file has all."""
+"""How many rows of a table the page shows; the CSV file has all."""
 
 _EXPECTED: Final[Mapping[str, Sequence[str]]] = {
     "origins": (
@@ -83,7 +83,7 @@ _EXPECTED: Final[Mapping[str, Sequence[str]]] = {
 _LEADS: Final = ("shares_by_dataset", "table_1", "by_strategy_layer", "steering_best", "transition_permutations")
 _SAMPLES: Final = "steering_samples"
 _PICKED: Final = ("theme", "direction")
-"""What the reader picks once for all figures of the page."""
+"""The columns whose value the reader picks once for all figures of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,10 @@ class ShownPlate:
     """A figure as a page shows it, laid out for a window and for a phone.
 
     Attributes:
-        of: the values it stands for, in words.
-        picked: those among theme and direction, by column.
+        of: the column values it shows, in words.
+        picked: theme and direction among these values, by column.
         wide, narrow: the SVG elements.
-        said: what its own rows say; empty where it is not of a theme or a direction.
+        said: the sentence on its own rows; empty if it does not belong to one theme or direction.
     """
 
     of: str
@@ -106,9 +106,9 @@ class ShownPlate:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table with its figures, or with `block`, HTML in their place.
+    """A table with its figures, or with HTML (`block`) in their place.
 
-    `problem` says why it has no figure, and `left_out` how many themes have none here.
+    `problem` says why it has no figure, and `left_out` how many themes are without a figure here.
     """
 
     table: SummaryTable
@@ -120,28 +120,28 @@ class Section:
 
     @property
     def id(self) -> str:
-        """An id from a name that a file gave."""
+        """An HTML id from the name of the table."""
         return "t-" + "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in self.table.name)
 
     @property
     def title(self) -> str:
-        """What the table holds."""
+        """The title of the table, or else its name."""
         return self.table.title or self.table.name
 
     @property
     def cited(self) -> str:
-        """The figures of the paper that it answers."""
+        """The figures of the paper it reproduces, as a citation."""
         paper = self.table.paper
         return "Beyond the paper" if "beyond" in paper else f"Cf. {paper} of {PAPER}" if paper else ""
 
     @property
     def file(self) -> str:
-        """The name of its CSV file; empty where the table's name is not safe to write under."""
+        """The name of its CSV file; empty if the table's name is not a safe file name."""
         return self.table.name if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.table.name) else ""
 
     @property
     def _shown(self) -> list[int]:
-        """The columns that are shown: lists of numbers are for machines, the CSV file has them."""
+        """The columns that are shown, by index: lists of numbers are left to the CSV file."""
         return [i for i, name in enumerate(self.table.columns) if name != "histogram"]
 
     @property
@@ -151,17 +151,17 @@ class Section:
 
     @property
     def rows(self) -> list[list[Any]]:
-        """The first rows in those columns."""
+        """The first rows, in the columns that are shown."""
         return [[row[i] for i in self._shown] for row in self.table.rows[:MOST_ROWS]]
 
 
 def plot(results: Results, table: str) -> list[Figure]:
-    """The figures of a table of results, as matplotlib figures: one, or one for each method, strategy or theme.
+    """Draw a table of results as matplotlib figures: one, or one for each method, strategy or theme.
 
         figure, *_ = sf.plot(sf.open_results("few"), "by_rescale")
 
     Raises:
-        InvalidArgument: for a table that is not there, or has no figure; the message lists those there are.
+        InvalidArgument: for an unknown table or one without a figure; the message lists those with one.
     """
     tables = results.tables()
     if table not in tables:
@@ -173,10 +173,10 @@ def plot(results: Results, table: str) -> list[Figure]:
 
 
 def write_page(folder: Path) -> Path:
-    """Draw the figures and the page of a results folder, finished or not; the path of `index.html`.
+    """Draw the figures and the page of a results folder, finished or not; returns the path of `index.html`.
 
-    Tables of the experiment that the summary lacks are named on the page; a table whose columns do not
-    suit its figure is shown without one, with the reason.
+    The page names the tables of the experiment that the summary lacks; a table whose columns do not fit
+    its figure is shown without one, with the reason.
 
     Raises:
         BadFile: when `manifest.json` or `summary.json` is missing or cannot be read.
@@ -194,13 +194,13 @@ def write_page(folder: Path) -> Path:
             write_atomic(csv, section.table.to_csv().encode("utf-8", "replace"))
     text = page_html(results.record, sections, [name for name in expected if name not in tables])
     path = folder / "index.html"
-    # Lone surrogates, which a name can hold after a bad decoding, have no UTF-8.
+    # Lone surrogates, which a badly decoded name can hold, cannot be encoded as UTF-8.
     write_atomic(path, text.encode("utf-8", "replace"))
     return path
 
 
 def section_of(table: SummaryTable, figures: Path, *, samples: SummaryTable | None = None) -> Section:
-    """A table with its figures, which are files of `figures` too; `samples` is the table that goes with samples."""
+    """The section of a table; figures are also written to `figures`. `samples` is the table `steering_best`."""
     said = reading(table)
     if table.name == _SAMPLES:
         return Section(table, said, block=samples_html(table, samples))
@@ -221,14 +221,14 @@ def drawn_section(
     own: bool = False,
     written: Callable[[str, bytes], None] | None = None,
 ) -> Section:
-    """A table with its figures, each drawn for a window and for a phone, or with the reason why it does not suit them.
+    """A table with its figures, each drawn for a window and for a phone, or with the reason why it has none.
 
     Args:
         table: the rows.
-        said: what the table says, for who cannot see the figure.
-        prefix: begins every id within.
-        own: whether a figure of a theme or a direction has a sentence of its own.
-        written: is given the name and the SVG of each wide figure.
+        said: the sentence on the table, for readers who cannot see the figure.
+        prefix: the beginning of every id in the SVG.
+        own: whether a figure of one theme or direction gets a sentence of its own.
+        written: called with the name and the SVG of each wide figure.
     """
     from markupsafe import Markup
 
@@ -254,7 +254,7 @@ def drawn_section(
 
 
 def page_html(record: RunRecord, sections: Sequence[Section], missing: Sequence[str]) -> str:
-    """The page as one HTML document. `missing` are tables of the experiment that there are none of."""
+    """The page as one HTML document. `missing` names the tables of the experiment that are not there."""
     said = {section.table.name: section.said for section in sections}
     return sections_html(
         record.request.title,
@@ -278,9 +278,9 @@ def sections_html(
     finished: bool = True,
     styles: Sequence[str] = (),
 ) -> str:
-    """A page of figures and tables as one HTML document: a sentence, facts, everything asked, and the sections.
+    """A page of figures and tables as one HTML document: a lead sentence, facts, all settings, and the sections.
 
-    `styles` are files of `static/` that its blocks need besides.
+    `styles` are further files of `static/` that its blocks need.
     """
     templates().filters["short"] = _short
     return document(
@@ -329,7 +329,7 @@ def _facts(record: RunRecord) -> Iterable[tuple[str, str]]:
 
 
 def moment(text: str) -> str:
-    """A time of a record as people write it."""
+    """A time of a record in readable form; any other text as it is."""
     try:
         return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
@@ -345,7 +345,7 @@ def _took(started: str, finished: str) -> str:
 
 
 def _record(record: RunRecord) -> list[tuple[str, str]]:
-    """Everything of the manifest that the header leaves out."""
+    """Everything in the manifest that the header leaves out."""
     request = record.request
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Arguments", request.arguments),

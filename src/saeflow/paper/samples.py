@@ -1,9 +1,9 @@
-"""Texts of a steering sweep side by side by seed: unsteered, the start alone, the best layer, the best of many.
+"""Texts of a steering sweep, side by side by seed: unsteered, start features only, best layer, best of many layers.
 
     steering_samples, steering_best  ->  templates/samples.html.j2, a block for each theme and direction
 
-One row is one seed: the same prompt and the same draws, so that what differs is what steering did. Texts and
-prompts come from a model and from files; every sign of them is escaped, and control characters are shown.
+One row is one seed: the same prompt and the same random draws, so that texts differ only by what steering did. Texts
+and prompts come from a model and from files: they are escaped in full, and control characters are made visible.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEEDS: Final = ("theme", "direction", "method", "sample", "behavior", "coherence
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A method of the block with its texts by sample."""
+    """A column of a block: a method with its texts by sample."""
 
     role: str
     row: FrameRow
@@ -37,22 +37,22 @@ class _Column:
 
     @property
     def how(self) -> str:
-        """The method, where the role does not name it, and its setting."""
+        """The method, if the role does not name it, and its setting."""
         method = look(self.row.words("method")).name
         return ", ".join(word for word in (method if method not in self.role else "", setting(self.row)) if word)
 
     @property
     def score(self) -> str:
-        """The confirmed score."""
+        """The confirmed score; empty if unknown."""
         found = self.confirmed.estimate("score") if self.confirmed else None
         return decimal_interval(found) if found else ""
 
 
 def samples_html(table: SummaryTable, chosen: SummaryTable | None = None) -> Markup | str:
-    """The blocks of all themes and directions; empty where the table has no rows or lacks a column.
+    """The blocks of all themes and directions; empty if the table has no rows or lacks a column.
 
-    `chosen` is `steering_best`: it says which of the multi-layer methods is best and gives confirmed scores. Without
-    it the best is that whose texts here have the highest scores.
+    `chosen` is the table `steering_best`: it shows which multi-layer method is best and gives confirmed scores. Without
+    it, the best method is the one whose texts here score highest.
     """
     frame = Frame.read(table)
     if not frame.rows or any(column not in frame.columns for column in NEEDS):
@@ -73,7 +73,7 @@ def samples_html(table: SummaryTable, chosen: SummaryTable | None = None) -> Mar
 
 
 def _columns(frame: Frame, rivals: Frame | None) -> list[_Column]:
-    """Unsteered, start alone, best single and best of many layers, as far as there are texts of them."""
+    """Unsteered, start alone, best single layer and best of many layers, as far as there are texts for them."""
     found: list[_Column] = []
     for role, names in (
         ("unsteered", ("none",)),
@@ -90,7 +90,7 @@ def _columns(frame: Frame, rivals: Frame | None) -> list[_Column]:
 
 
 def _of_setting(rows: Sequence[FrameRow], like: FrameRow | None) -> list[FrameRow]:
-    """The rows of one setting."""
+    """The rows with the setting of `like`."""
     if like is None:
         return []
     return [row for row in rows if _setting(row) == _setting(like)]
@@ -101,7 +101,7 @@ def _setting(row: FrameRow) -> tuple[str, float | None, float | None]:
 
 
 def _highest(rows: Sequence[FrameRow]) -> FrameRow | None:
-    """A row of the setting whose texts score highest in the mean."""
+    """A row of the setting whose texts have the highest mean score, or else of the first setting."""
     groups: dict[tuple[str, float | None, float | None], list[FrameRow]] = {}
     for row in rows:
         groups.setdefault(_setting(row), []).append(row)
@@ -116,7 +116,7 @@ def _mean_score(rows: Sequence[FrameRow]) -> float:
 
 
 def _score(row: FrameRow) -> float | None:
-    """The final score of a text, where it was judged."""
+    """The final score of a text; None if it was not judged."""
     behavior, coherence = row.number("behavior"), row.number("coherence")
     if behavior is None or coherence is None:
         return None
@@ -124,7 +124,7 @@ def _score(row: FrameRow) -> float | None:
 
 
 def _cell(row: FrameRow | None) -> dict[str, Any] | None:
-    """A text with its prompt and its marks, each mark with its share of the highest one; None where there is none."""
+    """A text with its prompt and its marks, each mark with its share of the maximum; None without a text."""
     from markupsafe import escape
 
     if row is None:
@@ -132,7 +132,7 @@ def _cell(row: FrameRow | None) -> dict[str, Any] | None:
     prompt, text = (passage(row.cells.get(name)) for name in ("prompt", "text"))
     if prompt and text.startswith(prompt):
         text = text[len(prompt) :]
-    # The tokenizer of the model may have left the space between them to neither.
+    # The tokenizer may have dropped the space between prompt and text.
     if prompt and text and prompt[-1].isalnum() and text[0].isalnum():
         text = f" {text}"
     marks = [
@@ -147,6 +147,6 @@ def _cell(row: FrameRow | None) -> dict[str, Any] | None:
 
 
 def passage(text: object) -> str:
-    """A text with its line breaks and spaces, and signs for every other control character."""
+    """A text with its line breaks and spaces; every other control character becomes a visible sign."""
     words = "" if text is None else str(text).replace("\r\n", "\n")
     return "".join(char if char in " \n" else visible(char) for char in words)

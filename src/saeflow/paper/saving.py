@@ -1,9 +1,8 @@
-"""A figure as SVG, PNG or PDF: the same rows give the same bytes.
+"""Figures as SVG, PNG or PDF: the same rows give the same bytes.
 
-The SVG that matplotlib writes is made fit for a page with a Content-Security-Policy: no style
-attributes and no style element of its own, no names of other places, only ids that something uses.
-Colours are presentation attributes, so that any reader shows them, with a class beside them (`f-g1`,
-`s-ink`) through which `stylesheet` turns them dark.
+The SVG from matplotlib is cleaned for pages with a Content-Security-Policy: no style attributes, a style element only
+in standalone files, no foreign namespaces, and only ids that something uses. Colours are presentation attributes, so
+that any viewer shows them, with a class beside them (`f-g1`, `s-ink`) through which `stylesheet` turns them dark.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from saeflow.paper.style import CAPTION, CLASSES, DARK_OF, PAGE, PAPER, house
 
 FACE: Final = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 TIP: Final = "tip:"
-"""An artist whose gid starts so shows the rest of it when pointed at."""
+"""Prefix of an artist's gid; the rest of the gid is its tooltip."""
 
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-# The whole of what a style attribute may become; anything else is left out.
+# The style properties that become attributes; all others are dropped.
 _KEPT: Final = frozenset(
     {
         "fill",
@@ -51,13 +50,13 @@ _FORMATS: Final = {".svg", ".png", ".pdf"}
 
 
 def save(figure: Figure, path: Path, *, dpi: int | None = None) -> Path:
-    """Write `figure` in the format that the ending of `path` names: svg, png or pdf.
+    """Write `figure` in the format given by the extension of `path`: svg, png or pdf.
 
-    The bytes are a function of the figure and of the version of matplotlib: no dates, no random ids.
-    `dpi` matters to PNG only: dots an inch of 72 units, by default twice the pixels of a page.
+    The bytes depend only on the figure and the version of matplotlib: no dates, no random ids. `dpi` matters for PNG
+    only: dots per inch of 72 units; the default of 144 is twice the pixels of a page.
 
     Raises:
-        InvalidArgument: for another ending.
+        InvalidArgument: for another extension.
         OSError: when the folder cannot be written.
     """
     ending = format_of(path)
@@ -73,10 +72,10 @@ def save(figure: Figure, path: Path, *, dpi: int | None = None) -> Path:
 
 
 def format_of(path: Path) -> str:
-    """The ending of `path` in small letters, for commands that draw only after long work.
+    """The extension of `path` in lower case, for commands that would draw only after long work.
 
     Raises:
-        InvalidArgument: when it is none of .svg, .png and .pdf.
+        InvalidArgument: when it is not .svg, .png or .pdf.
     """
     ending = path.suffix.lower()
     if ending not in _FORMATS:
@@ -85,18 +84,17 @@ def format_of(path: Path) -> str:
 
 
 def printed_svg(figure: Figure) -> bytes:
-    """The SVG that matplotlib writes, from which `svg_text` makes several: printing is what takes the time."""
+    """The SVG from matplotlib, of which `svg_text` can make several versions: printing is the slow part."""
     return _printed(figure, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def svg_text(
     figure: Figure | bytes, *, alone: bool = False, prefix: str = "", label: str = "", captioned: bool = True
 ) -> str:
-    """`figure` as an SVG element, or as a document of its own that turns dark with its reader.
+    """`figure` as an SVG element, or if `alone` as a document of its own that turns dark with its reader.
 
-    It may be what `printed_svg` gave.
-    `prefix` begins every id, so that several figures can share a page; `label` is what a screen reader
-    says of it. Without `captioned` the lines at the foot are cut off, for a page that says the same.
+    `figure` may also be what `printed_svg` returned. `prefix` begins every id, so that several figures can share a
+    page; `label` is read by screen readers. Without `captioned` the caption is cut off, for a page that says the same.
     """
     root = ET.fromstring(figure if isinstance(figure, bytes) else printed_svg(figure))  # noqa: S314 drawn here
     for child in list(root):
@@ -106,7 +104,7 @@ def svg_text(
     width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
     if not captioned:
         height = _without_caption(root, height)
-    # matplotlib's ids are hashes of sizes, whose last digits differ from one layout to the next: numbers, by first use
+    # matplotlib's ids hash sizes, whose last digits vary between layouts: number them by first use instead
     ids = {name: f"{prefix}i{number}" for number, name in enumerate(dict.fromkeys(_uses(root)))}
     for element in root.iter():
         _clean(element, ids)
@@ -128,7 +126,7 @@ def svg_text(
 
 
 def stylesheet() -> str:
-    """Rules that turn a figure dark where the reader prefers it; paper and print stay light."""
+    """CSS rules that turn a figure dark on screens where the reader prefers it; paper and print stay light."""
     rules = "".join(f".plot .f-{name}{{fill:{dark}}}.plot .s-{name}{{stroke:{dark}}}" for name, dark in DARK_OF.items())
     return f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
 
@@ -139,9 +137,9 @@ def _printed(figure: Figure, **how: Any) -> bytes:
         for artist in (*axes.lines, *axes.patches, *axes.collections):
             artist.set_in_layout(False)  # marks are within their panel: only text needs room
     with house(), warnings.catch_warnings():
-        # A name in a script that the measuring face lacks: the reader's own face has it.
+        # A name may need glyphs that the font used for measuring lacks; the reader's own font has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        # the layout's solver differs in the last bits from run to run: rounded, a figure is the same bytes
+        # the layout solver varies in its last bits from run to run: rounding keeps the bytes the same
         if (layout := figure.get_layout_engine()) is not None:
             layout.execute(figure)
         for axes in figure.axes:
@@ -153,7 +151,7 @@ def _printed(figure: Figure, **how: Any) -> bytes:
 
 
 def _without_caption(root: ET.Element, height: float) -> float:
-    """Take the caption out; the height of what is left."""
+    """Remove the caption and return the height of what is left."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.get("id", "").startswith(f"{CAPTION}-"):
@@ -182,7 +180,10 @@ def _uses(root: ET.Element) -> Iterable[str]:
 
 
 def _clean(element: ET.Element, ids: Mapping[str, str]) -> None:
-    """Attributes that any page takes: ids that are used, by their new names, hrefs without a namespace, no styles."""
+    """Reduce attributes to what any page takes: used ids under new names, hrefs without a namespace, no styles.
+
+    Tooltips become titles.
+    """
     attributes = dict(element.attrib)
     element.attrib.clear()
     for key, value in attributes.items():
@@ -221,10 +222,10 @@ def _unstyle(element: ET.Element, style: str) -> None:
 
 
 def _inherit(root: ET.Element) -> None:
-    """Marks that are drawn by reference take the colours of each reference.
+    """Let marks that are drawn by reference take the colours of each reference.
 
-    Their own would win, and a browser does not apply the rules of the page within a reference, so that
-    they would stay light in the dark.
+    Their own colours would win, and since browsers do not apply the rules of a page inside a reference, they would stay
+    light in the dark.
     """
     for defs in root.iter(f"{_SVG}defs"):
         for path in defs.iter(f"{_SVG}path"):
@@ -233,12 +234,12 @@ def _inherit(root: ET.Element) -> None:
 
 
 def _short(value: str) -> str:
-    """Numbers with two digits after the point: a hundredth of a pixel."""
+    """Round numbers to two decimals, a hundredth of a pixel."""
     return _NUMBER.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
 
 
 def _collapse(parent: ET.Element) -> None:
-    """Put the children of groups that say nothing in their place."""
+    """Replace groups without attributes by their children, and drop shapes that show nothing."""
     flat: list[ET.Element] = []
     for child in list(parent):
         _collapse(child)
@@ -246,7 +247,7 @@ def _collapse(parent: ET.Element) -> None:
         titled = len(child) > 0 and child[0].tag == f"{_SVG}title"
         if child.tag == f"{_SVG}g" and not child.attrib and not titled:
             flat += list(child)
-        elif child.get("fill") != "none" or child.get("stroke") is not None:  # a panel's empty ground shows nothing
+        elif child.get("fill") != "none" or child.get("stroke") is not None:  # a panel's empty background shows nothing
             flat.append(child)
     if parent.tag != f"{_SVG}text":
         parent.text = parent.text if parent.text and parent.text.strip() else None

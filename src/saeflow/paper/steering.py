@@ -1,12 +1,12 @@
-"""What figures, sentences and claims of a steering sweep share: methods, settings, and means over themes.
+"""Helpers for figures, sentences and claims of a steering sweep: methods, settings, and means over themes.
 
-A method has one colour and one shape in every figure (section 5.3, appendix B). Baselines are hollow: they use no
-flow graph. The colours are five of the eight of `style`, which stay apart for colour-blind readers, and shapes tell
-apart what could still be mistaken. Which method wins depends on the theme, so no mean over themes is drawn.
+A method has one colour and one shape in every figure (section 5.3, appendix B). Baselines are hollow: they use no flow
+graph. The colours are five of the eight of `style`, which colour-blind readers can tell apart, and shapes separate what
+could still be confused. Which method wins depends on the theme, so no mean over themes is drawn.
 
-In claims a number is the mean over themes, which are chosen and not drawn; samples of one seed belong together. The
-best of several settings is cross-fitted on the grid, or measured on fresh samples: choosing does not flatter it then.
-Scores are of one judge.
+In claims, a number is the mean over themes, which are chosen and not a random sample; samples of one seed are paired.
+The best of several settings is cross-fitted on the grid, or measured on fresh samples, so that choosing does not
+inflate it. All scores are from one judge.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SUPPRESS: Final = "suppress"
 ACTIVATE: Final = "activate"
 VERBS: Final = {ACTIVATE: "Activating", SUPPRESS: "Suppressing"}
 MethodKey = tuple[str, str]
-"""What tells the rows of a theme apart: the method, and whether its layer is that of most starts."""
+"""Identifies a row of a theme: the method, and "start layer" if it steers the layer with most starts, else ""."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A method as figures name and draw it."""
+    """How figures name and draw a method."""
 
     name: str
     tone: str
@@ -62,13 +62,14 @@ LOOKS: Final[Mapping[str, Look]] = {
 }
 """Every method in the order of figures: the four baselines, one layer, many layers, directions without features.
 
-The single layer that most starts lie in is told apart from the best one."""
+The single layer with most starts has an entry of its own, apart from the best single layer.
+"""
 
 MULTI: Final = ("constant", "linear", "exponential", "cumulative")
 """The methods that steer many layers at once."""
 
 BEST: Final = COLOURS["MLP"]
-"""The best of a line that has no colour of its own."""
+"""The colour of the best point on a line without a colour of its own."""
 
 
 def verb(direction: str) -> str:
@@ -77,14 +78,14 @@ def verb(direction: str) -> str:
 
 
 def scored(row: FrameRow) -> str:
-    """`exponential (layers to 7, s = 4) 0.41 (0.35–0.47)`."""
+    """`exponential [layers to 7, s = 4] 0.41 (0.35–0.47)`."""
     found, how = row.estimate("score"), setting(row)
     name = look(row.words("method")).name + (f" [{how}]" if how else "")
     return f"{name} {decimal_interval(found)}" if found else ""
 
 
 def unsteered(frame: Frame) -> str:
-    """The unsteered score as the end of a sentence; empty where it is not known."""
+    """The unsteered score as the end of a sentence; empty if it is unknown."""
     value = default_of(frame)
     return "" if value is None else f"; unsteered it is {decimal(value)}"
 
@@ -95,7 +96,7 @@ def score_of(row: FrameRow) -> float:
 
 
 def look(method: str) -> Look:
-    """How a method is drawn; one that is not known is filled ink."""
+    """How a method is drawn; filled ink for an unknown one."""
     return LOOKS.get(method) or Look(method, INK)
 
 
@@ -129,31 +130,31 @@ def place(row: FrameRow) -> str:
 
 
 def setting(row: FrameRow) -> str:
-    """`layer 5, s = 8`: what the method was set to; empty for one without a setting."""
+    """`layer 5, s = 8`: the setting of a method; empty for a method without one."""
     if row.words("method") in {"none", "prompt"}:
         return ""
     return ", ".join(word for word in (place(row), dose(row)) if word)
 
 
 def score_tip(row: FrameRow, found: Interval, what: str = "score") -> str:
-    """`single, layer 5, s = 8: score 0.41 (0.35–0.47), n = 64`, for tips."""
+    """`single, layer 5, s = 8: score 0.41 (0.35–0.47), n = 64`, for tooltips."""
     name = ", ".join(word for word in (look(row.words("method")).name, setting(row)) if word)
     return f"{name}: {what} {decimal_interval(found)}" + ("" if found.n is None else f", n = {count(found.n)}")
 
 
 def best(rows: Iterable[FrameRow], column: str = "score") -> FrameRow | None:
-    """The row with the highest score, the first of equal ones; None where none has one."""
+    """The row with the highest score, the first of ties; None if no row has a score."""
     known = [row for row in rows if row.number(column) is not None]
     return max(known, key=lambda row: row.number(column) or 0.0, default=None)
 
 
 def of_methods(rows: Iterable[FrameRow], *names: str) -> list[FrameRow]:
-    """The rows of these methods at the setting that was chosen for them, not those of the layer of most starts."""
+    """The rows of these methods at the setting chosen for them, without those at the layer with most starts."""
     return [row for row in rows if row.words("method") in names and row.words("choice") != "start layer"]
 
 
 def default_of(frame: Frame) -> float | None:
-    """The score without steering, from the column `default` or the rows of no method."""
+    """The score without steering, from the column `default` or from the rows of the method "none"."""
     for row in frame.records:
         value = row.number("default")
         if value is not None:
@@ -162,7 +163,7 @@ def default_of(frame: Frame) -> float | None:
 
 
 def samples_words(frame: Frame) -> str:
-    """`n = 64`, or `n = 48 to 64` where rows differ; empty where no row has one."""
+    """`n = 64`, or `n = 48 to 64` if rows differ; empty if no row has n."""
     known = frame.numbers("n")
     if not known:
         return ""
@@ -170,25 +171,25 @@ def samples_words(frame: Frame) -> str:
 
 
 def method_signs(names: Sequence[str]) -> list[Sign]:
-    """The entries of methods."""
+    """Key entries for methods."""
     return [Sign(shown.name, shown.tone, shown.shape, shown.hollow) for shown in map(look, names)]
 
 
 def score_signs(frame: Frame) -> list[Sign]:
-    """The entries of the dashed line of the unsteered score, where it is known, and of n."""
+    """Key entries for the dashed line of the unsteered score, if known, and for n."""
     value, n = default_of(frame), samples_words(frame)
     signs = [] if value is None else [Sign(f"unsteered {decimal(value)}", shape=DASHES)]
     return [*signs, *([Sign(n, shape="")] if n else [])]
 
 
 def dashed(axes: Axes, value: float | None) -> None:
-    """The line of the unsteered score over a panel; none for a gap."""
+    """Draw the unsteered score as a dashed line across a panel, unless it is a gap."""
     if value is not None:
         tip(axes.axhline(value, color=INK, lw=ems(0.08), ls=DASHES, zorder=2.5), f"unsteered: score {decimal(value)}")
 
 
 def row_key(row: FrameRow) -> MethodKey:
-    """What tells a row from others of its theme."""
+    """The key of a row within its theme."""
     choice = row.words("choice")
     return row.words("method"), choice if choice == "start layer" else ""
 
@@ -202,7 +203,7 @@ def theme_panels(
     axis: str,
     signs: Sequence[Sign],
 ) -> Figure:
-    """A panel for each theme with a row for each key, from the rows that a theme has."""
+    """Draw a panel for each theme with a row for each key; a key that a theme lacks is an empty row."""
     if not keys:
         return nothing(medium, caption)
     named = {key: next(rows[key] for rows in rows_of.values() if key in rows) for key in keys}
@@ -232,11 +233,11 @@ def key_name(key: MethodKey) -> str:
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 BETTER: Final = Rule("above", least=SMALLEST)
-"""A score is higher than another; it is not where both are shown to be the same but for less than matters."""
+"""A score is higher than another; the claim also fails if the interval rules out an advantage that matters."""
 
 
 def themes(cells: Cells, direction: str) -> list[str]:
-    """The themes of a direction.
+    """The themes steered in a direction.
 
     Raises:
         NotMeasured: when there is none.
@@ -248,14 +249,14 @@ def themes(cells: Cells, direction: str) -> list[str]:
 
 
 def find(cells: Cells, theme: str, direction: str, *names: str, mirrors: Sequence[str] = ("",)) -> pd.DataFrame:
-    """The settings of a theme with these methods, and, of random ones, with these in the place of which they stand."""
+    """The settings of a theme with these methods; of random rows, only those that replace the features of `mirrors`."""
     found = cells.settings
     kept = (found["theme"] == theme) & (found["direction"] == str(direction))
     return found[kept & found["method"].isin(names) & found["mirrors"].isin(mirrors)]
 
 
 def by_value(cells: Cells, theme: str, direction: str, method: str) -> dict[float, np.ndarray]:
-    """For each s or r, weak to strong, the score of each sample at the best layer for it, cross-fitted."""
+    """For each s or r, from weak to strong, the score of each sample at its best layer, cross-fitted."""
     found = find(cells, theme, direction, method)
     order = sorted(found["value"].unique().tolist(), reverse=direction == SUPPRESS)
     return {value: cells.crossfit(found.index[found["value"] == value]) for value in order}
@@ -269,12 +270,12 @@ def over_themes(
     *,
     control: Mapping[str, np.ndarray] | None = None,
 ) -> ClaimNumber:
-    """The mean over themes of one number a sample, and in how many themes its own interval is on either side of 0.
+    """The mean over themes of one number per sample; beside it, in how many themes the interval is above or below 0.
 
-    The rule is that of differences of scores; marks and shares need another.
+    The default rule is for differences of scores; marks and shares need another.
 
     Raises:
-        NotMeasured: when no theme has one.
+        NotMeasured: when no theme has the number.
     """
     if not each:
         raise NotMeasured("No theme has the settings that are compared.")
@@ -292,7 +293,7 @@ def over_themes(
 
 
 def in_any_theme(cells: Cells, each: Mapping[str, np.ndarray], words: str) -> list[ClaimNumber]:
-    """One finding for each theme, its interval widened for their number (Bonferroni)."""
+    """One finding for each theme, its interval widened for the number of themes (Bonferroni)."""
     level = 1 - (1 - LEVEL) / max(1, len(each))
     found: list[ClaimNumber] = []
     for theme, values in each.items():

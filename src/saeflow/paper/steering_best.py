@@ -40,10 +40,10 @@ from saeflow.steering.sweep.cells import START_LAYER
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """The confirmed score of each method at its best setting, baselines hollow, for every theme.
+    """Draw the confirmed score of each method at its best setting, with hollow baselines, for every theme.
 
-    The setting was chosen on one set of seeds and is measured here on another, so that no method profits from
-    having had more settings to choose from. Random rows stand beneath the method whose features they replace.
+    The setting was chosen on one set of seeds and is measured here on another, so that no method gains from having had
+    more settings to choose from. Random rows stand beneath the method whose features they replace.
     """
     owned = {row_key(row) for row in frame.records}
     shown: dict[str, dict[MethodKey, DotRow]] = {}
@@ -95,7 +95,7 @@ def _scores_of(frame: Frame, direction: str) -> str:
 
 
 def _matters(row: FrameRow, top: FrameRow | None) -> bool:
-    """Whether a row is told: random rows only where they stand in for the best multi-layer method, or for none."""
+    """Whether to report a row: of the rows that mirror a method, only those of the best multi-layer method."""
     mirrors = row.words("mirrors")
     return not mirrors or (top is not None and mirrors == top.words("method"))
 
@@ -132,7 +132,8 @@ def _apart(upper: FrameRow, lower: FrameRow) -> bool:
 def _both_ways(run: SteeringRun, measure: str, other: str, words: str, rule: Rule = BETTER) -> list[ClaimNumber]:
     """A measure of the multi-layer methods less that of another method, at settings confirmed on fresh samples.
 
-    Their control are random rows in place of those of the multi-layer methods. In each direction that was steered.
+    There is one finding for each direction that was steered. The control has random rows in place of the features of
+    the multi-layer methods.
     """
     fresh, found = run.fresh, list[ClaimNumber]()
     for direction in SteeringDirection:
@@ -141,7 +142,7 @@ def _both_ways(run: SteeringRun, measure: str, other: str, words: str, rule: Rul
         each: dict[str, np.ndarray] = {}
         control: dict[str, np.ndarray] = {}
         for theme in themes(fresh, direction):
-            # up to the first layer of all they change that one alone, and are single themselves
+            # multi-layer methods that stop at the first layer steer only that one, so they are left out
             first = min(find(run.grid, theme, direction, "single")["layer"], default=-1)
             against, several = (find(fresh, theme, direction, *names) for names in ((other,), MULTI))
             against, several = (places[places["role"] != START_LAYER] for places in (against, several))

@@ -1,4 +1,4 @@
-"""Steering methods compared: the same seeds, how much the coefficient matters, and limits on what is changed."""
+"""Steering methods compared: on the same seeds, by sensitivity to the coefficient, and within limits on the change."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from saeflow.paper.steering import (
 from saeflow.paper.style import DASHES, Medium, Sign, nothing, panels, title, value_axis
 from saeflow.paper.words import count, decimal, decimal_interval, listed, percent
 
-_CLOSE = 0.6  # rows of one block, told apart by colour and shape
+_CLOSE = 0.6  # spacing of the marks in a block, in rows; colour and shape tell them apart
 
 
 def paired_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """Differences of two methods over the same seeds against zero, a block for what is compared against."""
+    """Draw differences between two methods on the same seeds, with a block for each method compared against."""
     keys = [(other, "") for other in in_order(frame.distinct("method_b"), tuple(LOOKS))]
     shown: dict[str, dict[MethodKey, DotRow]] = {}
     for theme, rows in frame.by("theme").items():
         lines = shown[theme] = {}
         for key in keys:
-            # in an order that is that of all themes, told apart by colour and shape
+            # the same order in all themes; colour and shape tell the marks apart
             order = methods(frame.where(method_b=key[0]), "method_a")
             marks: list[Mark] = []
             for row in rows.where(method_b=key[0]).records:
@@ -73,7 +73,7 @@ def _difference(row: FrameRow, found: Interval) -> str:
 
 
 def paired_sentence(frame: Frame) -> str:
-    """How often differences of multi-layer methods lie above or below zero with their whole interval."""
+    """How often the whole interval of a difference of multi-layer methods lies above or below zero."""
     phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         parts: list[str] = []
@@ -94,10 +94,10 @@ def paired_sentence(frame: Frame) -> str:
 
 
 def grid_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """The mean score of each method over its grid of s or r, and how far the worst and best of it lie apart.
+    """Draw the mean score of each method over its grid of s or r, and how far its worst and best lie apart.
 
-    The thin line is no interval: it ends at the scores of the worst and of the best coefficient. The interval of
-    the mean is the thick one.
+    The thin line is not an interval: it ends at the scores of the worst and of the best coefficient. The thick line is
+    the interval of the mean.
     """
     shown: dict[str, dict[MethodKey, DotRow]] = {}
     for theme, rows in frame.by("theme").items():
@@ -126,7 +126,7 @@ def grid_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def grid_sentence(frame: Frame) -> str:
-    """By how much scores vary over the grid under each method, in the median theme."""
+    """How much scores vary over the grid of each method, in the median theme."""
     phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         spreads = {
@@ -146,9 +146,9 @@ def grid_sentence(frame: Frame) -> str:
 
 
 def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """The best score within a limit on what is changed, as a share of the hidden norm (section 5.3).
+    """Draw the best score within limits on the change, as a share of the hidden norm (section 5.3).
 
-    Methods at one limit may change hidden states as much. Limits stand at equal steps.
+    Within one limit, all methods may change hidden states by the same amount. Limits are spaced evenly.
     """
     shown = methods(frame)
     limits = frame.numbers("share_limit")
@@ -182,7 +182,7 @@ def share_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def share_sentence(frame: Frame) -> str:
-    """In how many themes several layers beat a single one within the same limit, at the tightest and widest."""
+    """In how many themes several layers beat a single one, within the tightest and within the widest limit."""
     phrases: list[str] = []
     for direction, rows in frame.by("direction").items():
         limits = rows.numbers("share_limit")
@@ -199,7 +199,7 @@ def share_sentence(frame: Frame) -> str:
 
 
 def _rivals(frame: Frame, share: float) -> tuple[FrameRow, FrameRow] | None:
-    """The best multi-layer method and the single layer within a limit; None where one of them has no setting."""
+    """The best multi-layer and the best single-layer row within a limit; None if either is missing."""
     rows = [row for row in frame.records if row.number("share_limit") == share]
     many = best(row for row in rows if row.words("method") in MULTI)
     one = best(row for row in rows if row.words("method") == "single")

@@ -1,15 +1,14 @@
-"""The house style: one colour per group, quiet axes, text as text, and panels with a key.
+"""The house style: one colour per group, quiet axes, text kept as text, and panels with a key.
 
-**Colours.** RES is blue, MLP vermilion, ATT green; a combination has the colour its parts make as
-light (blue and red purple, blue and green cyan, red and green yellow), all three together are ink and
-nowhere is grey. The eight lie at least 0.1 apart in OKLab for readers with all cones and for those
-without red, green or blue ones (Machado et al. 2009), and 0.04 apart in lightness, so that they also
-differ in grey; the tests compute it. Figures are drawn in the light colours. `saving` gives every
-element a class of its colour, through which a stylesheet turns it dark.
+**Colours.** RES is blue, MLP vermilion, ATT green. A combination has the colour that its parts make as light (blue and
+red purple, blue and green cyan, red and green yellow); all three together are ink and nowhere is grey. The eight lie at
+least 0.1 apart in OKLab, for readers with all cones and for those without red, green or blue ones (Machado et al.
+2009), and 0.04 apart in lightness, so that they also differ in grey; the tests check this. Figures are drawn in the
+light colours. `saving` gives every element a class for its colour, through which a stylesheet turns it dark.
 
-**Sizes.** A `Medium` is a width and a text size. Sizes are ems of that text, so the same figure serves a page, a phone,
-one column of a paper and both. `panels` makes a figure: key, panels and caption; matplotlib's constrained layout places
-what is in between.
+**Sizes.** A `Medium` is a width and a text size. Lengths are ems of that text, so that one figure suits a page, a
+phone, and one or both columns of a paper. `panels` makes a figure with key, panels and caption; matplotlib's
+constrained layout places what is in between.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from saeflow.paper.frame import GROUPS
 
 INK, MUTED, RULE, FAINT, PAPER = "#22201c", "#645f55", "#ddd7c9", "#f1ede3", "#fffefb"
 ACCENT: Final = "#2a66a9"
-"""What is of no group: heat maps, strategies, totals."""
+"""The colour of what is not a group: heat maps, strategies, totals."""
 
 CAPTION: Final = "caption"
-"""What the ids of the lines of a caption begin with."""
+"""Prefix of the ids of caption lines."""
 
 GONE: Final = "deactivated"
-"""What a target is after an edit that silenced it, in place of a group (fig. 15b)."""
+"""The outcome of a target that an edit silenced, in place of a group (fig. 15b)."""
 
 COLOURS: Final = dict(
     zip(GROUPS, ("#a19e9a", "#1a539f", "#df5712", "#058774", "#760d61", "#61c4eb", "#e7c340", "#322d26"), strict=True)
@@ -49,7 +48,7 @@ COLOURS: Final = dict(
 DARK: Final = dict(
     zip(GROUPS, ("#5b5853", "#5382cd", "#e65e45", "#3db594", "#8d4894", "#83cbdf", "#edcc78", "#f2eee6"), strict=True)
 )
-# Numbers on a group's colour, each in a colour of its own so that its class can choose anew in the dark.
+# Numbers on a group's colour: all shades differ, so that each has a class with its own dark colour.
 _WHITE_ON: Final = frozenset({"RES", "ATT", "RES & MLP", "RES & MLP & ATT"})
 _WHITE_ON_DARK: Final = frozenset({"nowhere", "RES & MLP"})
 _ON: Final = {g: f"#fffef{i:x}" if g in _WHITE_ON else f"#22201{i:x}" for i, g in enumerate(GROUPS)}
@@ -76,7 +75,7 @@ DARK_OF: Final = {
 }
 
 _RC: Final[dict[str, Any]] = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same measures on every machine
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same metrics on every machine
     "svg.fonttype": "none",
     "svg.hashsalt": "saeflow",
     "pdf.fonttype": 42,
@@ -103,14 +102,14 @@ _RC: Final[dict[str, Any]] = {
     "path.simplify": False,
 }
 DASHES: Final = (0, (4, 3))
-"""Of a line that is compared with."""
+"""Line style of references."""
 DOTS: Final = (0, (1.2, 1.6))
-"""Of a control."""
+"""Line style of controls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """Where a figure will stand. `width` and `text` are pixels of a page or points of a paper."""
+    """Where a figure will be shown. `width` and `text` (its size) are in pixels of a page or points of a paper."""
 
     name: str
     width: float
@@ -128,7 +127,7 @@ class Medium:
         return self.ems > 50
 
     def across(self, n: int, least: float, *, beside: float = 0.0) -> int:
-        """How many of `n` panels at least `least` ems wide stand in a row, so that rows are alike."""
+        """How many of `n` panels, each at least `least` ems wide, stand in a row, with rows as even as possible."""
         most = max(1, min(n, int((self.ems - beside) // least)))
         return -(-n // -(-n // most))
 
@@ -142,12 +141,12 @@ COLUMN = Medium("column", 240, 7, 300)
 SPREAD = Medium("spread", 487, 7.5, 300)
 """Both columns of a paper."""
 MEDIA: Final = {medium.name: medium for medium in (PAGE, PHONE, COLUMN, SPREAD)}
-"""All of them by name."""
+"""All media by name."""
 
 
 @contextmanager
 def house(em: float = PAGE.text) -> Generator[None]:
-    """Draw and save in the house style with text of this size; the caller's own settings come back after."""
+    """Draw and save in the house style with text of size `em`; the caller's own settings are restored afterwards."""
     sizes = {
         "font.size": em,
         "axes.titlesize": 0.9 * em,
@@ -168,18 +167,18 @@ def ems(n: float) -> float:
 
 
 def colour(group: str) -> str:
-    """The colour of a group, ink for anything else. What fell silent is an empty box with a line around it."""
+    """The colour of a group, ink for anything else. A silenced target (`GONE`) is an empty box with an outline."""
     return FAINT if group == GONE else COLOURS.get(group, INK)
 
 
 def on(group: str) -> str:
-    """The colour in which a number on this group's colour is written."""
+    """The colour of a number written on this group's colour."""
     return _ON.get(group, INK)
 
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """An entry of a key: a mark, a square, a line, or nothing but muted words where `shape` is empty."""
+    """An entry of a key: a mark, a square, a line, or only muted words if `shape` is empty."""
 
     text: str
     tone: str | tuple[str, float] = INK
@@ -192,7 +191,7 @@ LINE: Final = "-"
 
 
 def group_signs(groups: Sequence[str]) -> list[Sign]:
-    """The entries of groups."""
+    """Key entries for groups."""
     return [Sign(group, colour(group), SQUARE) for group in groups]
 
 
@@ -209,14 +208,14 @@ def panels(
     """A figure with a key, a caption and panels, laid out by matplotlib's constrained layout.
 
     Args:
-        medium: where it will stand.
+        medium: the medium to lay it out for.
         caption: at the foot.
-        mosaic: how many equal panels there are, in rows of `across`; or names of panels row by row, one name over
+        mosaic: the number of equal panels, in rows of `across`; or names of panels row by row, a name over
             several columns for a wide panel and "." for none.
         tall: the height of a panel in ems, or that of each row.
-        across: how many stand in a row.
+        across: the number of panels in a row.
         signs: the entries of the key.
-        over: ems of a row that its titles and ticks take besides.
+        over: additional ems of a row for its titles and ticks.
 
     Returns:
         The figure, and its panels in the order of their names.
@@ -254,7 +253,7 @@ def panels(
 
 
 def _key_rows(medium: Medium, signs: Sequence[Sign]) -> list[list[Sign]]:
-    """The entries of a key in rows that fit."""
+    """The entries of a key, broken into rows that fit."""
     rows: list[list[Sign]] = []
     room = 0.0
     for sign in signs:
@@ -268,7 +267,7 @@ def _key_rows(medium: Medium, signs: Sequence[Sign]) -> list[list[Sign]]:
 
 
 def _entry(sign: Sign, em: float) -> OffsetBox:
-    """A sign with its words."""
+    """The sign of a key entry with its words."""
     words = {"size": 0.82 * em, "color": INK if sign.shape else MUTED}
     text = TextArea(sign.text, textprops=words)
     if not sign.shape:
@@ -294,7 +293,7 @@ def _entry(sign: Sign, em: float) -> OffsetBox:
 
 
 def title(axes: Axes, text: str, more: str = "", *, room: float = 1000.0) -> None:
-    """A panel's name at its left and something muted at its right; the name is cut where both do not fit `room` ems."""
+    """Title a panel, with muted words at the right; the title is cut if both do not fit into `room` ems."""
     room -= advance(more, 0.8) + 0.6 if more else 0.0
     cut = text
     while len(cut) > 4 and advance(cut, 1.0) > room:
@@ -304,13 +303,13 @@ def title(axes: Axes, text: str, more: str = "", *, room: float = 1000.0) -> Non
 
 
 def advance(text: str, size: float = 1.0) -> float:
-    """About how wide a line is, in ems: wide enough for the widest of the faces it may be set in."""
+    """The approximate width of a line in ems, enough for the widest font it may be shown in."""
     wide = sum(0.86 if c in "MW&%" else 0.4 if c in " .,:;()|ilj1" else 0.72 if c.isupper() else 0.6 for c in text)
     return size * wide
 
 
 def value_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float, *, unit: str = "", most: int = 6) -> None:
-    """At most `most` ticks at round steps, with lines across. With a unit, "%" or "pp", they are hundredths."""
+    """Set at most `most` ticks at round steps, with grid lines. A unit, "%" or "pp", shows them as hundredths."""
     scale = 100 if unit else 1
     found = [float(t) for t in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(scale * low, scale * high)]
     air = 1e-6 * (high - low) * scale
@@ -326,7 +325,7 @@ def value_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float, *,
 
 
 def apart(values: Sequence[float], room: float, *, first: Sequence[float] = ()) -> list[float]:
-    """Those of ascending `values` at least a share of their reach apart, `first` and the ends before others."""
+    """The ascending `values` that are at least `room` of their range apart; `first` and the ends take precedence."""
     least = room * max(values[-1] - values[0], 1e-9)
     kept: list[float] = []
     for value in sorted(values, key=lambda v: (v not in first, v not in (values[0], values[-1]), v)):
@@ -336,7 +335,7 @@ def apart(values: Sequence[float], room: float, *, first: Sequence[float] = ()) 
 
 
 def layer_axis(axes: Axes, layers: Sequence[int], label: str = "layer", *, air: float = 0.4) -> None:
-    """As many numbered layers under a panel as fit."""
+    """Number the layers under a panel, as many as fit."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 4, 5, 8, 10], min_n_ticks=1))
     axes.set_xlim(layers[0] - air, layers[-1] + air)
     axes.set_xlabel(label)

@@ -17,9 +17,9 @@ from saeflow.paper.words import count, listed, percent_interval
 
 
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
-    """The deactivation methods on the targets they share, with their controls (table 1).
+    """Draw the deactivation methods on the targets they share, with their controls (table 1).
 
-    Where the table has those, the row of the control alone says nothing more and is not drawn.
+    If the table has controls, the separate row of the active control adds nothing and is not drawn.
     """
     controls = any(row.number("control_deactivated") is not None for row in frame.records)
     lines = [
@@ -31,7 +31,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 
 
 def sentence(frame: Frame) -> str:
-    """Every strategy on the shared targets with its control; the control of the first alone comes last."""
+    """Every strategy on the shared targets with its control; without these, the active control comes last."""
     rows = {row.words("strategy"): e for row in frame.records if (e := row.estimate("deactivated"))}
     if not rows:
         return ""
@@ -58,7 +58,7 @@ def sentence(frame: Frame) -> str:
 def claim_alike(trials: pd.DataFrame) -> list[ClaimNumber]:
     """Cosine and Pearson silence about as many of the targets that either puts into a group of one predecessor.
 
-    The same where the paper says comparable: by less than five points.
+    The paper says comparable, taken here as a difference of less than five points.
     """
     first, second = (per_target(trials, name)["group"].isin(SINGLES) for name in (TOP_1, PEARSON))
     return [on_same_targets(trials, TOP_1, PEARSON, scope=first | second, rule=Rule("within", 0.05))]

@@ -1,6 +1,6 @@
-"""Claims of appendix E on three graphs of Gemma Scope: what matching alone must give again, to the last feature.
+"""Claims of appendix E on three graphs of Gemma Scope, which matching has to reproduce to the last feature.
 
-Nothing is drawn at random here: a number is exact, and its interval is the number itself.
+Nothing is random here: a number is exact, and its interval is the number itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NONE_AMISS: Final = Rule("within", 0.5)
 
 
 def exact(value: float, n: int) -> Estimate:
-    """A number that no draw changes."""
+    """An exact number, which is its own interval."""
     return Estimate(value, value, value, n)
 
 
@@ -59,12 +59,12 @@ def _score(run: GraphsRun, feature: str, part: Part, printed: float) -> ClaimNum
 
 
 def claim_layer_7(run: GraphsRun) -> list[ClaimNumber]:
-    """s(M) = 0.82 and s(R) = 0.30 of 7/res/16335."""
+    """7/res/16335 has s(M) = 0.82 and s(R) = 0.30."""
     return [_score(run, "7/res/16335", Part.MLP, 0.82), _score(run, "7/res/16335", Part.RES, 0.30)]
 
 
 def claim_layer_17(run: GraphsRun) -> list[ClaimNumber]:
-    """s(M) = 0.79 and s(R) = 0.48 of 17/res/8130."""
+    """17/res/8130 has s(M) = 0.79 and s(R) = 0.48."""
     return [_score(run, "17/res/8130", Part.MLP, 0.79), _score(run, "17/res/8130", Part.RES, 0.48)]
 
 
@@ -75,7 +75,7 @@ def _graph(run: GraphsRun, seed: str) -> FlowGraph:
 
 
 def claim_between(run: GraphsRun) -> list[ClaimNumber]:
-    """From layer 8 to 16 s(R) is large and s(M) small."""
+    """From layer 8 to 16, s(R) is large and s(M) small."""
     graph = _graph(run, PARTICLES)
     gaps = [
         (node.scores.res - node.scores.mlp, node.feature)

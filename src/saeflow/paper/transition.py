@@ -1,10 +1,10 @@
-"""What figures, sentences and claims of a transition share: maps of a layer, and the units they are applied in.
+"""Helpers for figures, sentences and claims of transitions: maps of a layer, and the units they are applied in.
 
-Colours say in what units a transition matrix is applied, shapes what its entries are. Explained variance has no lower
-end: what lies below the axis is a triangle at its edge, and says its number when pointed at.
+Colours show the units in which a transition matrix is applied, shapes what its entries are. Explained variance has no
+lower bound: a value below the axis is a triangle at its edge, with the number in its tooltip.
 
-In claims a number is a difference in explained variance on the same tokens, the mean over all pairs of sites, without a
-fitted factor. Maps are named as in the rows: weights/k/entries/matched/applied.
+In claims, a number is a difference in explained variance on the same tokens, the mean over all pairs of sites, without
+a fitted factor. Maps are named as in the rows: weights/k/entries/matched/applied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from saeflow.paper.words import count, decimal, decimal_interval, listed
 
 ALL: Final = "all pairs"
 LOWEST: Final = -0.5
-"""Where the axis of explained variance ends at the latest."""
+"""Lower limit of the axis of explained variance."""
 
 TONES: Final = {"raw": COLOURS["RES"], "folded": COLOURS["MLP"], "mean activation": COLOURS["ATT"]}
 
@@ -38,17 +38,17 @@ BASELINES: Final = {
     "source reconstruction": "A's own dictionary",
     "mean": "mean of h",
 }
-"""What is no transition matrix of the weights, in the order of figures."""
+"""Maps that are not transition matrices from the weights, in the order of figures."""
 
 
 def one_pair(frame: Frame) -> Frame:
-    """The rows of all pairs together, or of the first pair there is."""
+    """The rows of all pairs together, or else of the first pair."""
     pairs = frame.distinct("pair")
     return frame.where(pair=ALL if ALL in pairs else pairs[0]) if pairs else frame
 
 
 def best_row(frame: Frame, column: str = "ev") -> FrameRow | None:
-    """The row with the highest explained variance."""
+    """The row with the highest explained variance; None if no row has one."""
     known = [row for row in frame.records if row.number(column) is not None]
     return max(known, key=lambda row: row.number(column) or 0.0) if known else None
 
@@ -60,7 +60,7 @@ def shown_as(row: FrameRow | None) -> str:
 
 
 def baselines_beside(frame: Frame, column: str) -> str:
-    """`; least squares reaches 0.86, the hidden state itself 0.81`."""
+    """`; least squares reaches 0.86 and the hidden state itself 0.81`."""
     names = {"least squares": "least squares reaches", "identity": "the hidden state itself"}
     known = [
         f"{word} {decimal(row.number('ev'))}"
@@ -71,7 +71,7 @@ def baselines_beside(frame: Frame, column: str) -> str:
 
 
 def map_words(row: FrameRow, found: Interval, how: str) -> str:
-    """A map with the units it is applied in and its explained variance, for tips."""
+    """A map with the units it is applied in and its explained variance, for tooltips."""
     fitted = row.number("scaled")
     after = "" if fitted is None else f"; {decimal(fitted, 3)} after a factor of {decimal(row.number('scale'))}"
     name = row.words("method") or " ".join(
@@ -82,12 +82,12 @@ def map_words(row: FrameRow, found: Interval, how: str) -> str:
 
 
 def side_by_side(marks: Sequence[Mark]) -> list[Mark]:
-    """The marks of one row, a little below one another."""
+    """The marks of one row, each a little below the one before."""
     return [replace(mark, down=0.22 * (i - (len(marks) - 1) / 2)) for i, mark in enumerate(marks)]
 
 
 def applied_signs() -> list[Sign]:
-    """The entries of the units that a matrix is applied in."""
+    """Key entries for the units that a matrix is applied in."""
     return [Sign("applied", shape=""), *(Sign(name, tone) for name, tone in TONES.items())]
 
 
@@ -98,12 +98,12 @@ PERMUTATION: Final = "permutation/1/binary/RAW/RAW"
 
 
 def explained(run: TransitionRun, names: list[str]) -> tuple[Tally, int]:
-    """Squared error of some maps and the variance, by text: pairs by maps and one more; and how many tokens.
+    """Squared errors of some maps and the variance, summed by text: (texts, pairs, maps + 1); and the number of tokens.
 
-    Pairs at which one of the maps was not possible are left out.
+    Pairs for which one of the maps was not possible are left out.
 
     Raises:
-        NotMeasured: when a map was not measured, naming it, or no pair has all of them.
+        NotMeasured: when a map was not measured (the message names it), or no pair has all of them.
     """
     missing = [name for name in names if name not in run.names]
     if missing:
@@ -117,14 +117,14 @@ def explained(run: TransitionRun, names: list[str]) -> tuple[Tally, int]:
 
 
 def variance(x: np.ndarray) -> np.ndarray:
-    """Explained variance of each map: the mean over pairs."""
+    """Explained variance of each map, averaged over pairs."""
     return (1 - x[..., :-1] / x[..., -1:]).mean(1)
 
 
 def less(run: TransitionRun, a: str, b: str, rule: Rule = ABOVE_0) -> ClaimNumber:
     """Explained variance of map a less that of map b."""
     tally, n = explained(run, [a, b])
-    if np.array_equal(tally.sums[..., 0], tally.sums[..., 1]):  # one map by two names: no text could tell them apart
+    if np.array_equal(tally.sums[..., 0], tally.sums[..., 1]):  # one map under two names: the difference is exactly 0
         found = Estimate(0.0, 0.0, 0.0, n)
     else:
         found = tally.estimate(lambda x: variance(x)[:, 0] - variance(x)[:, 1], n=n)

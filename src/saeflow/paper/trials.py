@@ -1,8 +1,8 @@
-"""What figures, sentences and claims of deactivation share: rates and changes, each with its control.
+"""Helpers for figures, sentences and claims of deactivation: rates and changes, each with its control.
 
-A control is the same edit of a random active feature of the same site and norm. A rate is over the targets that a
-strategy names an active predecessor for; its control is the same number with as many other active features in place of
-the predecessors.
+A control is the same edit of a random active feature of the same site and norm. A rate is over the targets for which a
+strategy names an active predecessor; its control is the same rate with as many other active features in place of the
+predecessors.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SINGLES: Final = ("RES", "MLP", "ATT")
 WITH_RES: Final = ("RES & MLP", "RES & ATT", "RES & MLP & ATT")
 COMBINED: Final = (*WITH_RES, "MLP & ATT")
 ALIKE: Final = 0.1
-"""Rates that differ by less are called alike where the paper says similar or almost equal."""
+"""Rates that differ by less count as alike where the paper says similar or almost equal."""
 
 
 def main_strategy(frame: Frame) -> str:
-    """The strategy that sentences speak of; "" where there is none."""
+    """The strategy that sentences report: top-1, or else the first; "" if there is none."""
     strategies = frame.distinct("strategy")
     return in_order(strategies, (MAIN,))[0] if strategies else ""
 
 
 def control_rate(row: FrameRow) -> Interval | None:
-    """How many targets the control deactivates."""
+    """The share of targets that the control deactivates."""
     return row.estimate("control_deactivated", "control_low", "control_high", "control_n")
 
 
@@ -62,7 +62,7 @@ def control_change(row: FrameRow) -> str:
 
 
 def both(row: FrameRow) -> tuple[tuple[Interval | None, Interval | None], ...]:
-    """The two measures of a row with their controls, as the tables of deactivation name them."""
+    """Deactivation rate and activation change of a row, each with its control, from the columns of deactivation."""
     return (
         (row.estimate("deactivated"), control_rate(row)),
         (
@@ -81,10 +81,10 @@ def is_control(row: FrameRow) -> bool:
 
 
 def of_strategy(trials: pd.DataFrame, strategy: str = "") -> pd.Series[bool]:
-    """Where a strategy was used; the first one when not named.
+    """A mask of the trials of a strategy, by default of the first one.
 
     Raises:
-        NotMeasured: when it was not run.
+        NotMeasured: when the strategy was not run.
     """
     names = trials["strategy"].cat.categories
     if strategy and strategy not in names:
@@ -95,18 +95,18 @@ def of_strategy(trials: pd.DataFrame, strategy: str = "") -> pd.Series[bool]:
 def removing(
     trials: pd.DataFrame, groups: Sequence[str], removed: Sequence[str] | None = None, strategy: str = ""
 ) -> pd.Series[bool]:
-    """Trials with r = 0 of targets of some groups; all that is named removed, or the parts of `removed`."""
+    """A mask of the trials with r = 0 and a target of some groups: all it names removed, or the parts in `removed`."""
     where = of_strategy(trials, strategy) & (trials["r"] == 0) & trials["group"].isin(groups)
     return where & (all_named(trials) if removed is None else trials["removed"].isin(removed))
 
 
 def all_named(trials: pd.DataFrame) -> pd.Series[bool]:
-    """Where all that is named is edited at once."""
+    """A mask of the trials that edit all named predecessors at once."""
     return trials["group"] == trials["removed"]
 
 
 def swept(trials: pd.DataFrame, low: float, high: float) -> pd.Series[bool]:
-    """Trials that rescale all that is named by an r between two values, both left out.
+    """A mask of the trials that rescale all named predecessors by an r strictly between two values.
 
     Raises:
         NotMeasured: when there is none.
@@ -129,7 +129,7 @@ def of_means(
     sides: str = "{} against {}",
     span: Span | None = None,
 ) -> ClaimNumber:
-    """`of` the means of `values` over several sets of trials (cases by sets), and of those over their controls."""
+    """The finding `of(means)`, with means of `values` over sets of trials, (cases, sets); its control likewise."""
     text, datasets = text_codes(trials)
     found: list[Estimate] = []
     beside = ""
@@ -141,7 +141,7 @@ def of_means(
         ]
         tally = Tally(np.moveaxis(np.array(columns, dtype=np.float64), -1, 0), datasets)
         found.append(tally.of_means(of, span=span))
-        if not control and len(sets) > 1:  # one mean is the number itself
+        if not control and len(sets) > 1:  # a single mean is the finding itself
             beside = sides.format(*(_in_words(total, n, unit) for total, n in tally.sums.sum(0).tolist()))
     return ClaimNumber(words, found[0], rule, unit, found[1], beside)
 
@@ -165,12 +165,12 @@ def less(
     unit: FindingUnit = "points",
     span: Span | None = None,
 ) -> ClaimNumber:
-    """Mean of `values` over the trials of `a` less that over those of `b`, and the same of their controls."""
+    """Mean of `values` over the trials of `a` less that over those of `b`, and the same for their controls."""
     return of_means(trials, values, [a, b], lambda m: m[:, 0] - m[:, 1], words, rule=rule, unit=unit, span=span)
 
 
 def per_target(trials: pd.DataFrame, strategy: str, *, control: bool = False) -> pd.DataFrame:
-    """What a strategy, or its controls, did to each target: `outcomes`; missing values where there are none.
+    """The `outcomes` of a strategy, or of its controls, for each target; missing values if there are none.
 
     Raises:
         NotMeasured: when the strategy was not run.
@@ -185,7 +185,7 @@ def per_target(trials: pd.DataFrame, strategy: str, *, control: bool = False) ->
 
 
 def over_targets(targets: pd.DataFrame, *columns: pd.Series[float]) -> Tally:
-    """Sums of columns of one number for each target, and how many targets, by text."""
+    """Sums by text of columns with one number per target, and the number of targets."""
     text, datasets = text_codes(targets)
     sums = [np.bincount(text, weights, len(datasets)) for weights in (*columns, None)]
     return Tally(np.stack(sums, -1).astype(np.float64), datasets)
@@ -196,7 +196,8 @@ def on_same_targets(
 ) -> ClaimNumber:
     """Rate of strategy a less that of strategy b on the same targets.
 
-    `scope`: the targets; those that both name something for when not given. b may be "active control": that of a.
+    `scope` selects the targets, by default those for which both name a predecessor. b may be "active control", the
+    control of the first strategy.
     """
     one, two = per_target(trials, a), per_target(trials, b)
     where = one["deactivated"].notna() & two["deactivated"].notna()

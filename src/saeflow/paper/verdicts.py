@@ -1,12 +1,12 @@
-"""How a claim of the paper is judged: findings with intervals, a rule for each, an outcome, and their words. No torch.
+"""How a claim of the paper is judged: findings with intervals, a rule for each, an outcome, and its wording. No torch.
 
     estimate with its 95 % interval  ->  rule  ->  holds | does not hold | cannot be said
 
-A claim of a difference holds only if the interval lies wholly on the claimed side, and does not hold only if it lies
-wholly on the other. A claim that two things are alike names how alike: it holds if the interval lies within that
-margin, and does not if it lies outside. A claim of a difference may name the smallest that matters: it does not hold
-either where the interval holds 0 and nothing as large as that is left on the claimed side (one of the two one-sided
-tests of Schuirmann 1987, at 2.5 %). Everything else cannot be said from this run.
+A claim of a difference holds only if the interval lies wholly on the claimed side, and does not hold if it lies wholly
+on the other side. It may name the smallest difference that matters: then it does not hold either if the interval
+includes 0 and does not reach that far on the claimed side (one of the two one-sided tests of Schuirmann 1987, at
+2.5 %). A claim that two things are alike names a margin: it holds if the interval lies within the margin, and does not
+hold if it lies outside. All other cases cannot be decided from this run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from saeflow.errors import SaeflowError
 from saeflow.experiments.statistics import Estimate
 
 FEWEST: Final = 6
-"""Texts that a verdict needs: five that all agree may do so by chance (sign test, 2 / 2^5 > 0.05)."""
+"""Fewest texts for a verdict: five may all agree by chance (sign test, 2 / 2^5 > 0.05)."""
 
 UNKNOWN: Final = Estimate(None, None, None, 0)
 MINUS: Final = "\u2212"
@@ -33,23 +33,24 @@ OPEN: Final = "cannot be said"
 OUTCOMES: Final[tuple[VerdictOutcome, ...]] = (HOLDS, FAILS, OPEN)
 
 FindingUnit: TypeAlias = Literal["points", "share", "number", "level", "count"]
-"""How a number is written: a difference of shares in percentage points, a share in percent, a difference of numbers
-with its sign, a number that is no difference, a whole number."""
+"""How a number is written: as a difference of shares in percentage points, a share in percent, a signed difference of
+numbers, a number that is not a difference, or a whole number.
+"""
 
 
 class NotMeasured(SaeflowError):
-    """What a claim needs is not in the run; the message says what is missing."""
+    """The run lacks what a claim needs; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a claim says of a number.
+    """What a claim says about a number.
 
     Attributes:
-        kind: "above" or "below" `bound`; "within" `bound` of 0 on either side, or "apart": farther from 0 than that.
+        kind: "above" or "below" `bound`; "within" `bound` of 0 on either side, or "apart": farther from 0 than `bound`.
         bound: in the unit of the number; at least 0 for "within" and "apart".
-        least: of "above" and "below", the smallest difference from the bound that matters; 0 where any does. A claim
-            fails too where nothing as large as that is left on its side.
+        least: for "above" and "below", the smallest difference from the bound that matters; 0 if any does. A claim also
+            fails if the interval includes the bound and reaches less than this beyond it on the claimed side.
     """
 
     kind: Literal["above", "below", "within", "apart"]
@@ -57,7 +58,7 @@ class Rule:
     least: float = 0.0
 
     def judge(self, found: Estimate) -> VerdictOutcome:
-        """The outcome for an estimate; OPEN without an interval, or of fewer than `FEWEST` texts."""
+        """The outcome for an estimate; OPEN without an interval, or with fewer than `FEWEST` texts."""
         low, high = found.low, found.high
         if found.value is None or low is None or high is None or _few(found):
             return OPEN
@@ -72,18 +73,18 @@ class Rule:
         return HOLDS if yes else FAILS if no else OPEN
 
     def too_small(self, found: Estimate) -> bool:
-        """Whether the interval holds the bound, and on the side of the claim nothing that matters."""
+        """Whether the interval includes the bound and reaches less than `least` beyond it on the claimed side."""
         low, high = found.low, found.high
         if low is None or high is None or not low <= self.bound <= high:
             return False
         return self._reach(low, high) < self.least
 
     def _reach(self, low: float, high: float) -> float:
-        """How far an interval goes beyond the bound on the side of the claim."""
+        """How far an interval goes beyond the bound on the claimed side; infinite for "within" and "apart"."""
         return {"above": high - self.bound, "below": self.bound - low}.get(self.kind, math.inf)
 
     def room(self, found: Estimate) -> float:
-        """How far the interval is from the bound where the outcome is clear, in widths of the interval."""
+        """How clear an outcome is: how far the interval is from the bound, in widths of the interval; 0 if open."""
         low, high = found.low, found.high
         if low is None or high is None:
             return 0.0
@@ -106,10 +107,10 @@ class ClaimNumber:
 
     Attributes:
         words: what the number is, without a full stop: "s(M) in From MLP less that in From RES".
-        found: the number with its interval and how many rows it is from.
-        rule: what the claim says of it.
+        found: the number with its interval and the number of rows behind it.
+        rule: what the claim says about it.
         unit: how it is written.
-        control: the same number of the control, where there is one.
+        control: the same number for the control, if there is one.
         beside: what the number is made of, or where it comes from, in words.
     """
 
@@ -122,18 +123,19 @@ class ClaimNumber:
 
     @property
     def outcome(self) -> VerdictOutcome:
-        """The rule applied."""
+        """The outcome of its rule."""
         return self.rule.judge(self.found)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What this run says of a claim.
+    """What this run says about a claim.
 
     Attributes:
         outcome: of the whole claim.
-        findings: the numbers it rests on; none where nothing was measured.
-        deciding: the one that decides: the weakest where it holds, the clearest where it does not.
+        findings: the numbers it rests on; empty if nothing was measured.
+        deciding: the finding that decides: the clearest where one settles the claim, the weakest where all agree, the
+            first open one where it cannot be said.
         why: why it cannot be said; "" otherwise.
     """
 
@@ -144,15 +146,15 @@ class Verdict:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a number at all."""
+        """Whether any number was measured."""
         return any(one.found.value is not None for one in self.findings)
 
 
 def verdict_of(findings: Sequence[ClaimNumber], *, any_of: bool = False) -> Verdict:
-    """The verdict on a claim that says all, or with `any_of` at least one, of several things.
+    """The verdict on a claim whose parts all have to hold, or with `any_of` at least one of them.
 
-    All: it holds if each part does, and does not if one part does not. Any: it holds if one part does, and does not
-    if no part does; its intervals must be widened for their number by whoever makes them.
+    All: it holds if every part does, and does not hold if one part does not. Any: it holds if one part does, and does
+    not hold if no part does; the caller has to widen the intervals for the number of parts.
     """
     if not findings:
         return Verdict(OPEN, why="Nothing was measured.")
@@ -203,10 +205,10 @@ _SIGNS: Final = {"points": "\u00a0pp", "share": "\u00a0%"}
 
 
 def interval(found: Estimate, unit: FindingUnit, rule: Rule | None = None) -> str:
-    """`+4.9 pp (4.3 to 5.5)`; the value alone where there is no interval or it is a point; a dash without one.
+    """`+4.9 pp (4.3 to 5.5)`; the value only if its interval is unknown or a point; a dash without a value.
 
-    The width of the interval shows in the digits. With a rule there are enough to see on which side of its bound the
-    interval ends.
+    The width of the interval sets the number of digits. With a rule there are enough digits to see on which side of its
+    bound the interval ends.
     """
     if found.value is None:
         return "\u2013"
@@ -260,7 +262,7 @@ def finding_text(finding: ClaimNumber) -> str:
 
 
 def sentence(verdict: Verdict, *, any_of: bool = False) -> str:
-    """The verdict with the number that decides it, and how many parts of the claim go which way."""
+    """The verdict in words: the number that decides it, and how many parts of the claim hold, fail or stay open."""
     if verdict.deciding is None or verdict.deciding.found.value is None:
         return verdict.why
     parts = verdict.findings
@@ -279,5 +281,5 @@ def sentence(verdict: Verdict, *, any_of: bool = False) -> str:
 
 
 def in_percent(share: float) -> str:
-    """A share in words, with one digit after the point."""
+    """A share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"

@@ -8,7 +8,7 @@ from saeflow.paper.frame import Interval
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """`0.713` as `71 %`; under one half of a percent one digit more, a dash for a gap."""
+    """`0.713` as `71 %`; with one more digit below 1 %, and a dash for a gap."""
     if share is None:
         return "–"
     if digits == 0 and 0 < abs(share) < 0.00995:
@@ -19,7 +19,7 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
-    """A number with a fixed number of digits, a true minus sign, a dash for a gap."""
+    """A number with a fixed number of decimals and a true minus sign; a dash for a gap."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"
@@ -32,12 +32,12 @@ def count(n: float | None) -> str:
 
 
 def percent_interval(found: Interval) -> str:
-    """`71 % (68–74)`; only the value where the interval is not known."""
+    """`71 % (68–74)`; only the value if the interval is unknown."""
     return _with_interval(percent(found.value), found, lambda v: percent(v).removesuffix("\u00a0%"))
 
 
 def decimal_interval(found: Interval, digits: int = 2) -> str:
-    """`0.71 (0.68–0.74)`; only the value where the interval is not known."""
+    """`0.71 (0.68–0.74)`; only the value if the interval is unknown."""
     return _with_interval(decimal(found.value, digits), found, lambda v: decimal(v, digits))
 
 
@@ -50,7 +50,7 @@ def points(value: float | None) -> str:
 
 
 def points_interval(found: Interval) -> str:
-    """`+3.1 (1.0 to 5.2) pp`: percentage points."""
+    """`+3.1 (+1.0 to +5.2) pp`: percentage points."""
     if found.low is None or found.high is None:
         return f"{points(found.value)} pp"
     return f"{points(found.value)} ({points(found.low)} to {points(found.high)}) pp"
@@ -65,7 +65,7 @@ def _with_interval(value: str, found: Interval, bound: Callable[[float], str]) -
 
 
 def capital(text: str) -> str:
-    """The text with its first letter large."""
+    """The text with its first letter capitalised."""
     return text[:1].upper() + text[1:]
 
 

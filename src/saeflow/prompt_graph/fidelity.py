@@ -1,10 +1,10 @@
-"""How much of a prediction the graph of a prompt carries: forward passes with what is in it, or outside, ablated.
+"""How much of a prediction a prompt graph carries: forward passes in which the graph, or its complement, is ablated.
 
-As circuit papers do it (Wang et al. 2022, arXiv 2211.00593; Marks et al. 2024, arXiv 2403.19647), with ablation to 0:
-at every site that has a dictionary, and at the traced tokens, the hidden state is encoded as it then is, activations
-that are ablated are set to 0, and the difference is taken off the hidden state. Features that wake up when others are
-ablated are ablated too: they are neither in the graph nor outside it. Variants are rows of one batch, and
-only the traced tokens are run, beside the clean keys and values of those before (`saeflow.sources.blocks`).
+This follows the circuit literature (Wang et al. 2022, arXiv 2211.00593; Marks et al. 2024, arXiv 2403.19647), with
+zero ablation: at every site that has a dictionary and at every traced token, the current hidden state is encoded, and
+the contributions of the ablated activations are subtracted. Features that become active only because others are
+ablated are ablated too: they are neither in the graph nor in its complement. Variants are rows of one batch; only the
+traced tokens are run, against the clean keys and values of the tokens before (`saeflow.sources.blocks`).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 
 AT_ONCE: Final = 64
-"""Variants of the traced tokens in one forward pass."""
+"""The most variants in one forward pass of the traced tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Variant:
-    """What is kept in one row of the batch: rows of each site's dictionary at each token, and errors."""
+    """What one row of the batch keeps: feature indices at each site and token, and the sites and tokens of errors."""
 
     kept: Mapping[tuple[Site, int], Sequence[int]] = field(default_factory=dict[tuple[Site, int], Sequence[int]])
     errors: frozenset[tuple[Site, int]] = frozenset()
 
 
 def sites_to_edit(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]) -> tuple[list[Site], list[str]]:
-    """The sites whose features can be removed from the hidden state, and a sentence for each kind that cannot.
+    """The sites whose features can be removed from the hidden state, and a sentence for each reason to leave some out.
 
-    A module of a layer without a residual autoencoder is left out: nothing it writes into is read.
+    A module in a layer without a residual autoencoder is left out, since nothing that it writes into would be read.
 
     Raises:
         InvalidArgument: when there is no residual autoencoder.
@@ -81,17 +81,17 @@ def measure_fidelity(
     random_graphs: int = 20,
     seed: int = 0,
 ) -> Fidelity:
-    """How much of the target's value a graph carries, beside random graphs of the same size.
+    """Measure how much of the target's value a graph carries, and random graphs of the same size.
 
     Args:
-        graph: of this model and these dictionaries, pruned or not.
+        graph: a graph of this model and these dictionaries, pruned or not.
         model: the language model.
-        dictionaries: those it was traced with.
+        dictionaries: the dictionaries that the graph was traced with.
         random_graphs: how many are drawn, each with as many features at each site and token as the graph has.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        InvalidArgument: when the text has other tokens under this model.
+        InvalidArgument: when this model tokenizes the text differently.
     """
     tokens = model.tokenize([graph.text], max_length=len(graph.tokens))
     if tuple(model.spelling.tokens(tokens.input_ids[0].tolist())) != graph.tokens:
@@ -103,7 +103,7 @@ def measure_fidelity(
     bound = {site: dictionaries[site].for_model(model) for site in sites}
     layers = sorted({site.layer for site in sites})
     places = [(site, position) for site in sites for position in graph.positions]
-    # 1. what the graph has at each place
+    # 1. the features and errors of the graph at each site and token
     inside: dict[tuple[Site, int], list[int]] = {place: [] for place in places}
     errors: set[tuple[Site, int]] = set()
     rows = zip(*(graph.nodes[name] for name in ("kind", "feature", "layer", "part", "position")), strict=True)
@@ -113,7 +113,7 @@ def measure_fidelity(
             inside[known.site, int(position)].append(known.index)
         elif kind == "error":
             errors.add((Site(int(layer), Part(part)), int(position)))
-    # 2. the clean pass up to the last traced token, and as many of what is active
+    # 2. the clean pass up to the last traced token, and random graphs drawn among the features active in it
     start, end = graph.positions[0], graph.positions[-1]
     clean = CleanPass(model, Tokens(tokens.input_ids[:, : end + 1], tokens.attention_mask[:, : end + 1]), layers)
     active: dict[tuple[Site, int], list[int]] = {}
@@ -130,7 +130,7 @@ def measure_fidelity(
                 for place in places
             }
         )
-    # 3. the value of the target under every ablation
+    # 3. the value of the target under every ablation: all, then for each graph its complement and the graph itself
     fixed = frozenset(errors)
     variants = [_Variant()]
     for one in (inside, *drawn):
@@ -153,7 +153,7 @@ def measure_fidelity(
 
 
 def _target_values(graph: PromptGraph, logits: Float[Tensor, "n vocab"]) -> list[float]:
-    """The value of the target in each row: its logit less the mean of all, or less another's."""
+    """The value of the target in each row: its logit minus the mean of all logits, or minus another logit."""
     token, _, less = graph.target.removeprefix("logit/").partition("@")[0].partition("-")
     logits = logits.double()
     return (logits[:, int(token)] - (logits[:, int(less)] if less else logits.mean(dim=1))).tolist()
@@ -162,7 +162,7 @@ def _target_values(graph: PromptGraph, logits: Float[Tensor, "n vocab"]) -> list
 def _ablated(
     dictionary: Dictionary, variants: Sequence[_Variant], positions: Sequence[int], h: Float[Tensor, "n pos d_in"]
 ) -> Float[Tensor, "n pos d_in"]:
-    """The hidden state of each variant of the traced tokens, with what it ablates of one site taken off."""
+    """The hidden states of one site at the traced tokens, with what each variant ablates there subtracted."""
     out = h.clone()
     for column, position in enumerate(positions):
         place, x = (dictionary.site, position), h[:, column].to(dictionary.W_dec)

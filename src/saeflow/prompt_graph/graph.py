@@ -1,8 +1,8 @@
 """The flow graph of a prompt as plain data: nodes and edges as DataFrames, pruning, pins, groups, JSON. No torch.
 
-A node is a feature that is active at a token (`4/res/123@7`), what a dictionary leaves unexplained there
-(`4/res/error@7`), or a logit (`logit/512@7`; `logit/512-38@7` is a difference of two). Edges run with the computation:
-from a parent to the child that loses `effect` of its value when the parent is removed at its own site.
+A node is a feature that is active at a token (`4/res/123@7`), the reconstruction error of a dictionary there
+(`4/res/error@7`), or a logit (`logit/512@7`; `logit/512-38@7` is a difference of two). Edges follow the forward pass,
+from a parent to a child that loses the share `effect` of its value when the parent is removed at its own site.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ EDGE_COLUMNS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What of a prompt's graph is kept: what leads to the target over strong edges, and what is pinned.
+    """Which nodes of a prompt graph are kept: those that lead to the target over strong edges, and pinned ones.
 
     Attributes:
-        effect: Share of the child's value that goes when the parent is removed: weaker edges go, either way.
-        cosine: Cosine of the two features: edges below it go; edges of errors and logits have none, and stay.
-        share: Share of its site's reconstruction: features below it go.
-        pins: Nodes that stay whatever they do, such as 4/res/123@7.
+        effect: Share of the child's value that goes when the parent is removed: edges with a smaller absolute effect
+            are dropped.
+        cosine: Cosine of the two features: edges below it are dropped; edges of errors and logits have none, and stay.
+        share: Share of its site's reconstruction: features below it are dropped.
+        pins: Nodes that are always kept, such as 4/res/123@7.
 
     Raises:
         InvalidArgument: for an effect below 0.
@@ -74,19 +75,19 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How much of the target's value a graph carries, measured by whole forward passes.
+    """How much of the target's value a graph carries, measured by full forward passes.
 
-    What is ablated is so at the traced tokens alone: features at every site that has a dictionary, as they then are,
-    and errors; features that wake up meanwhile are ablated too. The error of a site is ablated with the graph, or with
-    what is outside it, as its node is in the graph or not.
+    Features, at every site that has a dictionary, and errors are ablated at the traced tokens only, at the values that
+    they then have; features that become active through the ablation are ablated too. An error belongs to the graph if
+    its node does, and otherwise to what is outside.
 
     Attributes:
-        whole: the target's value in the model: its logit less the mean of all, or a difference of two logits.
-        nothing: with every feature and every error ablated.
-        kept: with everything outside the graph ablated.
-        without: with the graph ablated, and everything outside kept.
-        random: `kept` and `without` of graphs with as many features at each site and token, drawn among the active
-            ones, and with the same errors.
+        whole: the target's value in the model: its logit minus the mean of all logits, or a difference of two logits.
+        nothing: its value with every feature and every error ablated.
+        kept: its value with everything outside the graph ablated.
+        without: its value with the graph ablated and everything outside kept.
+        random: `kept` and `without` of random graphs with as many features at each site and token, drawn among the
+            active ones, and with the same errors.
     """
 
     whole: float
@@ -97,28 +98,28 @@ class Fidelity:
 
     @property
     def to_lose(self) -> float:
-        """What of the value goes when everything is ablated; NaN where the dictionaries' biases alone give as much."""
+        """How much of the value is lost when everything is ablated; NaN if the biases alone give as much."""
         lost = self.whole - self.nothing
         return lost if lost * self.whole > 0 else float("nan")
 
     @property
     def faithfulness(self) -> float:
-        """The share of the value that is left when everything outside the graph is ablated; NaN with none to lose."""
+        """The share of the value that remains when everything outside the graph is ablated; NaN if `to_lose` is."""
         return self._share(self.kept - self.nothing)
 
     @property
     def completeness(self) -> float:
-        """The share of the value that goes with the graph; NaN with none to lose."""
+        """The share of the value that is lost when the graph is ablated; NaN if `to_lose` is."""
         return self._share(self.whole - self.without)
 
     @property
     def random_faithfulness(self) -> float:
-        """The mean of the random graphs; NaN without any."""
+        """The mean faithfulness of the random graphs; NaN without any."""
         return self._mean(self._share(kept - self.nothing) for kept, _ in self.random)
 
     @property
     def random_completeness(self) -> float:
-        """The mean of the random graphs; NaN without any."""
+        """The mean completeness of the random graphs; NaN without any."""
         return self._mean(self._share(self.whole - without) for _, without in self.random)
 
     def _share(self, value: float) -> float:
@@ -132,32 +133,32 @@ class Fidelity:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptGraph:
-    """What happened at some tokens of a text, measured.
+    """The measured flow of features at some tokens of a text.
 
     Attributes:
-        release: of the dictionaries.
+        release: the release of the dictionaries.
         model: the name of the language model.
         text: the text.
-        tokens: its tokens as text, the begin-of-text token included.
-        positions: the tokens that were traced, ascending; the target is read at the last.
+        tokens: its tokens as text, including the begin-of-text token.
+        positions: the traced tokens, ascending; the target is read at the last.
         target: the node whose value the graph explains: a logit, or a difference of two.
         nodes: one row per node.
             `node`, its id; `kind`: feature, error or logit; `position` and `token`; `layer`, `part` and `feature`,
-            such as 4/res/123. `activation` of a feature; of an error its length; of a logit the logit less the mean of
-            all, or the difference. `share` of a feature: the part that its contribution has in the sum of those of its
-            site, along that sum (they add up to 1); of an error: its part of the squared length of the hidden state;
-            of a logit: the token's probability.
-        edges: one row per edge, those into a child ordered by effect.
+            such as 4/res/123. `activation`: of a feature; for an error, its norm; for a logit, the logit minus the
+            mean of all logits, or the difference. `share`: for a feature, its contribution projected onto the sum of
+            all contributions of its site, as a share of that sum (the shares add up to 1); for an error, its share of
+            the squared norm of the hidden state; for a logit, the token's probability.
+        edges: one row per edge, those into a child ordered by absolute effect.
             `link`: stream (R_{L-1}, M_L or A_L into R_L), block (R_{L-1} into a module, or A_L into M_L), attention
-            (R_{L-1} of an earlier token) or logit. `rank`: which match of the child the parent is, 0 the best; missing
-            where matching did not name it. `cosine` of their rows in the stream. `effect`: the share of the child's
-            value that goes when the parent is removed. `control`: the same for another active feature of the parent's
-            site and token, alike in norm (the control of the deactivation experiment). `change`: the child's value
-            before, less after. `direct`, of logits: what the parent adds along the stream alone, with the final norm
-            as it was.
-        fidelity: how much of the target's value the graph carries; None where it was not measured.
+            (R_{L-1} of an earlier token) or logit. `rank`: the parent's rank among the matches of the child, 0 for the
+            best; missing if matching does not name it. `cosine`: of what the two write into the stream. `effect`: the
+            share of the child's value that is lost when the parent is removed. `control`: the same for another active
+            feature of the parent's site and token, of similar norm (the control of the deactivation experiment).
+            `change`: the child's value before minus after. `direct`, for logits: what the parent contributes through
+            the residual stream only, with the scaling of the final norm frozen.
+        fidelity: how much of the target's value the graph carries; None if it was not measured.
         pins: nodes that pruning keeps.
-        supernodes: nodes that were grouped by hand, by name.
+        supernodes: nodes that the user grouped, by group name.
         notes: sentences on what was left out.
     """
 
@@ -175,38 +176,38 @@ class PromptGraph:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """One line."""
+        """A one-line summary."""
         counts = ", ".join(f"{n} {kind}" for kind, n in self.nodes["kind"].value_counts(sort=False).items())
         end = self.positions[-1]
         at = f"token {end} {self.tokens[end]!r}"
         return f"<PromptGraph of {self.release} at {at}: {counts}, {len(self.edges)} edges>"
 
     def to_pandas(self) -> pd.DataFrame:
-        """One edge a row, as of a flow graph: `edges`. Nodes are the table `nodes`."""
+        """The table `edges`, one row per edge, as for a flow graph; nodes are in the table `nodes`."""
         return self.edges
 
     @property
     def missed(self) -> pd.DataFrame:
-        """Edges between features of the stream that matching did not name: what the weights missed."""
+        """Edges from features into the residual stream that matching did not name: what the weights missed."""
         edges = self.edges
         return edges[(edges["link"] == "stream") & edges["rank"].isna() & ~edges["parent"].str.contains("error")]
 
     def prune(self, pruning: Pruning = Pruning()) -> PromptGraph:
-        """What leads to the target over edges that pass, with its pins and those of `pruning`.
+        """The subgraph that leads to the target over edges that pass, plus the pins of the graph and of `pruning`.
 
-        The fidelity is that of another graph then, and not kept: measure it again (`measure_fidelity`).
+        The fidelity is dropped, since it belongs to the larger graph: measure it again (`measure_fidelity`).
 
         Raises:
-            InvalidArgument: for a pin that is no node.
+            InvalidArgument: for a pin that is not a node.
         """
         pins = dict.fromkeys((*self.pins, *self._known(pruning.pins)))
-        # 1. edges and features that pass
+        # 1. the edges and features that pass
         nodes, edges = self.nodes, self.edges
         weak = nodes.loc[(nodes["kind"] == "feature") & (nodes["share"] < pruning.share), "node"]
         dropped = set(weak) - set(pins)
         passes = (edges["effect"].abs() >= pruning.effect) & ~(edges["cosine"] < pruning.cosine)
         edges = edges[passes & ~edges["parent"].isin(dropped) & ~edges["child"].isin(dropped)]
-        # 2. what leads to the target, from the top down: edges are in the order of computation of their children
+        # 2. the ancestors of the target, breadth first
         kept = {self.target}
         parents: dict[str, list[str]] = {}
         for parent, child in zip(edges["parent"], edges["child"], strict=True):
@@ -217,7 +218,7 @@ class PromptGraph:
             front = list(dict.fromkeys(front))
             kept.update(front)
         kept.update(pins)
-        # 3. the other logits that what is kept writes, and the edges inside
+        # 3. the other logits that kept nodes write to, and the edges between kept nodes
         logits = set(nodes.loc[nodes["kind"] == "logit", "node"])
         kept |= set(edges.loc[edges["parent"].isin(kept) & edges["child"].isin(logits), "child"])
         edges = edges[edges["parent"].isin(kept) & edges["child"].isin(kept)]
@@ -232,18 +233,18 @@ class PromptGraph:
         )
 
     def pin(self, *nodes: str) -> PromptGraph:
-        """The same with nodes that pruning keeps.
+        """A copy in which pruning keeps these nodes.
 
         Raises:
-            InvalidArgument: for a name that is no node.
+            InvalidArgument: for a name that is not a node.
         """
         return replace(self, pins=tuple(dict.fromkeys((*self.pins, *self._known(nodes)))))
 
     def group(self, name: str, nodes: Collection[str]) -> PromptGraph:
-        """The same with a supernode: nodes that stand for one thing. No nodes dissolve the group of that name.
+        """A copy with a supernode: nodes grouped under one name. Without nodes, the group of that name is dissolved.
 
         Raises:
-            InvalidArgument: for a name that is no node, or a node of another group.
+            InvalidArgument: for a name that is not a node, or a node of another group.
         """
         others = {key: members for key, members in self.supernodes.items() if key != name}
         taken = {node: key for key, members in others.items() for node in members}
@@ -288,7 +289,7 @@ class PromptGraph:
         }
 
     def to_json(self) -> str:
-        """The graph as text that `from_json` reads back."""
+        """The graph as JSON text that `from_json` reads."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
     @staticmethod
@@ -296,7 +297,7 @@ class PromptGraph:
         """Read what `to_json` wrote.
 
         Raises:
-            BadFile: when the text is no prompt graph of this version.
+            BadFile: when the text is not a prompt graph of this version.
         """
         try:
             data = cast("dict[str, Any]", parse_json(text))
@@ -331,7 +332,7 @@ class PromptGraph:
             ) from None
 
     def to_networkx(self) -> Any:
-        """A `networkx.DiGraph` with one node per id, and the numbers of each row as attributes."""
+        """A `networkx.DiGraph` with one node per id; the other columns of `nodes` and `edges` are attributes."""
         import networkx as nx
 
         graph = nx.DiGraph(release=self.release, model=self.model, text=self.text, target=self.target)
@@ -353,10 +354,10 @@ class PromptGraph:
 
 
 def frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """Rows as a table of these columns and types.
+    """Rows as a DataFrame with these columns and types.
 
     Raises:
-        KeyError, TypeError, ValueError: for a row without a column, or a value of another type.
+        KeyError, TypeError, ValueError: for a row that lacks a column, or a value of another type.
     """
     listed = list(rows)
     return pd.DataFrame(

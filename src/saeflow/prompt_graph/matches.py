@@ -1,11 +1,11 @@
-"""Matches by measured effect: a flow graph grown along what removals did on some texts, in place of cosines.
+"""Matches by measured effect: trace flow graphs along the effects of removals on some texts, in place of cosines.
 
     matches = effect_matches(texts, feature, dictionaries, model)
     graph = saeflow.flow.trace(feature, matches, thresholds=Thresholds(res=0.1, mlp=0.1, att=0.1))
 
-The score of a match is the share of the child's activation that goes when the parent is removed (`trace.py`), averaged
-over the traced tokens where both are active. Unlike a cosine it holds for these texts alone, and it is known only for
-features that are active on them.
+The score of a match is the share of the child's activation that is lost when the parent is removed (`trace.py`),
+averaged over the traced tokens where both are active. Unlike a cosine, it holds for these texts only, and is known
+only for features that are active on them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 
 TOKENS = 3
-"""Tokens of a text that are traced: where the feature is strongest."""
+"""How many tokens of a text are traced: those where the feature is strongest."""
 
 
 @dataclass(frozen=True, eq=False)
 class EffectMatches:
-    """What `flow.trace` asks of matches, answered with measured effects.
+    """Matches for `flow.trace` whose scores are measured effects.
 
     Attributes:
         effects: the mean effect of each parent on each child, by (parent, child).
@@ -43,7 +43,7 @@ class EffectMatches:
 
     @staticmethod
     def of(graphs: Iterable[PromptGraph]) -> EffectMatches:
-        """The mean over the tokens where parent and child are active; an edge that a graph lacks counts as 0."""
+        """Average over the tokens where parent and child are active; an edge that a graph lacks counts as 0."""
         sums: Counter[tuple[str, str]] = Counter()
         together: Counter[tuple[str, str]] = Counter()
         for graph in graphs:
@@ -58,7 +58,7 @@ class EffectMatches:
             {
                 (FeatureId.parse(parent), FeatureId.parse(child)): total / together[parent, child]
                 for (parent, child), total in sums.items()
-                if (parent, child) in together  # an error is no feature
+                if (parent, child) in together  # leaves out errors, which are not features
             }
         )
 
@@ -67,7 +67,7 @@ class EffectMatches:
         return frozenset((source, target)) in self._pairs
 
     def best(self, feature: FeatureId, target: Site, k: int | None = None) -> tuple[Match, ...]:
-        """The `k` features at `target` that the feature most depends on, or that most depend on it, best first."""
+        """The `k` features at `target` that `feature` depends on most, or that depend on it most, best first."""
         there = [one for one in self._of.get(feature, ()) if one.feature.site == target]
         return tuple(sorted(there, key=lambda one: (-one.score, one.feature))[:k])
 
@@ -77,7 +77,7 @@ class EffectMatches:
 
     @cached_property
     def _of(self) -> dict[FeatureId, list[Match]]:
-        """All matches of each feature, either way."""
+        """All matches of each feature, both as child and as parent."""
         found: dict[FeatureId, list[Match]] = {}
         for (parent, child), effect in self.effects.items():
             found.setdefault(child, []).append(Match(parent, effect))
@@ -95,16 +95,16 @@ def effect_matches(
     max_length: int = 64,
     progress: Progress | None = None,
 ) -> EffectMatches:
-    """Trace texts at the tokens where a feature is strongest.
+    """Trace texts at the tokens where a feature is strongest, and average the effects.
 
     Args:
-        texts: some on which the feature is active; others are passed over.
+        texts: texts on which the feature is active; others are skipped.
         feature: the feature.
-        dictionaries: of the release.
-        model: the model they belong to.
-        tokens: how many tokens of a text are traced at most.
-        max_length: texts are cut to so many tokens.
-        progress: is told (texts done, texts, what).
+        dictionaries: the dictionaries of the release.
+        model: the model that they were trained on.
+        tokens: the most tokens traced per text.
+        max_length: texts are truncated to this many tokens.
+        progress: called with (texts done, texts in all, what is being done).
 
     Raises:
         InvalidArgument: when the feature is active on none of the texts, or there is no dictionary at its site.

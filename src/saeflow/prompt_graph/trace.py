@@ -1,20 +1,22 @@
-"""Trace a text: what is active at a token, joined along the matches, with every edge measured.
+"""Trace a text: measure how the features that are active at some tokens affect each other and the logits.
 
-1. Nodes: every active feature at every site of the traced tokens, the error of each site, and the logits that came out
-   on top at the last of these tokens.
-2. Edges: each feature and each error is removed alone at its own site, and what it writes into is read after the block
-   was run again (`saeflow.experiments.causal`, exact). Removed and read are
+1. Nodes: every active feature and the reconstruction error at every site of the traced tokens, and the top logits at
+   the last of these tokens.
+2. Edges: each feature and each error is removed on its own at its site, the block is run again, and the features that
+   it can reach are read (`saeflow.experiments.causal`, exact). The columns are the site removed, the sites read and
+   the link:
 
        M_L, A_L, R_{L-1}             R_L              stream: the predecessors of matching (section 3.3 of 2502.03032)
        R_{L-1}; A_L                  A_L, M_L; M_L    block: through the attention or the MLP, at the same token
-       R_{L-1} of an earlier token   A_L, M_L, R_L    attention: of the traced tokens, no others
+       R_{L-1} of an earlier token   A_L, M_L, R_L    attention: from traced tokens only
 
-   and at the end the residual features of the last traced layer and the logits, the layers above run again.
-3. Beside each effect stands its control: the effect of another active feature of the parent's site, alike in norm.
+   Finally the residual features of the last traced layer are removed, the layers above are run again, and the logits
+   are read.
+3. Each effect has a control: the effect of another active feature of the parent's site, of similar norm.
 4. Matches say which of these edges the weights name.
 
-What attention brings from tokens that are not traced is in what A_L writes, and has no node of its own; nor have the
-embedding, which only layer 0 reads, and the biases of the dictionaries.
+What attention moves from tokens that are not traced is part of what A_L writes and has no node of its own. Neither
+have the embedding, which only layer 0 reads, and the biases of the dictionaries.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.modules import gain_of
 
 KEPT: Final = 0.01
-"""The smallest effect, either way, of an edge that matching did not name."""
+"""The smallest absolute effect of an edge that is kept although matching does not name it."""
 
 DEFAULT: Final = Pruning()
-"""What is kept where nothing else is asked for."""
+"""The pruning of `trace_text` by default."""
 
 _TINY: Final = 1e-30
 
@@ -77,44 +79,44 @@ def trace_text(
     device: str = "cpu",
     prepend_bos: bool | None = None,
 ) -> PromptGraph:
-    """What happened at a token of a text: active features from layer to layer, with measured edges.
+    """Trace the prediction at a token of a text through its active features, layer by layer, with measured edges.
 
         graph = trace_text("Once upon a time there was a", "demo")
 
     Args:
         text: the text.
-        release: "demo", a folder, the name of a release, or dictionaries that are there.
-        token: the token whose prediction is traced, counted from 0 with the begin-of-text token; -1 is the last.
-        before: how many tokens before it are traced too, and followed through attention.
-        target: the token whose logit the graph explains, such as " girl"; the most likely by default.
-        against: the token whose logit is taken off it; the mean of all logits by default.
-        pruning: what is kept; None keeps everything.
+        release: "demo", a folder, the name of a release, or dictionaries in memory.
+        token: the token whose prediction is traced, counted from 0 including the begin-of-text token; -1 is the last.
+        before: how many earlier tokens are traced too, and followed through attention.
+        target: the token whose logit the graph explains, such as " girl"; the most likely one by default.
+        against: the token whose logit is subtracted from it; the mean of all logits by default.
+        pruning: which nodes and edges are kept; None keeps all of them.
         model: the language model or its name; that of the release by default.
-        atlas: matches or the name of an atlas; by default the atlas of the release, and where there is none the
-            dictionaries themselves are asked, which reads every decoder.
-        k: matches of each feature at each site that count as named.
-        logits: how many tokens that came out on top are nodes, besides the target.
-        random_graphs: graphs of the same size that the fidelity is compared with.
-        fidelity: measure how much of the target's value the graph carries, which takes whole forward passes.
-        kept: the smallest effect, either way, of an edge that matching did not name: a bound on memory.
-        max_length: cut the text to this many tokens.
-        seed: of controls and random graphs.
-        device: where to compute what is loaded here.
-        prepend_bos: begin the text with the begin-of-text token, of a model that is loaded here; by default as the
+        atlas: matches or the name of an atlas; by default the atlas of the release, or, without one, matches computed
+            from the dictionaries, which reads every decoder.
+        k: how many matches of each feature at each site count as named.
+        logits: how many of the top tokens are nodes, besides the target.
+        random_graphs: how many random graphs of the same size the fidelity is compared with.
+        fidelity: measure how much of the target's value the graph carries, which takes full forward passes.
+        kept: the smallest absolute effect of an edge that is kept although matching does not name it; bounds memory.
+        max_length: truncate the text to this many tokens.
+        seed: seed of controls and random graphs.
+        device: where models and dictionaries that this call loads compute.
+        prepend_bos: for a model that this call loads, begin the text with the begin-of-text token; by default as the
             dictionaries' files say, or else the tokenizer.
 
     Raises:
-        InvalidArgument: for a token outside the text, a target that is not one token, a release without a model,
+        InvalidArgument: for a token outside the text, a target that is not one token, a release without a model or
             without residual autoencoders, or an atlas of other weights.
-        UnknownRelease, BadFile, Unreachable: where something cannot be opened.
+        UnknownRelease, BadFile, Unreachable: when something cannot be opened.
     """
-    # 1. what is named is opened
+    # 1. open the model, the dictionaries and the matches
     name, model, dictionaries = opened_together(release, model, device=device, prepend_bos=prepend_bos)
     sites, notes = sites_to_edit(model, dictionaries)
     if isinstance(atlas, str):
         there = atlas_beside(dictionaries, name, atlas, sites)
         atlas = DirectMatches(dictionaries, projector=model) if there is None else there
-    # 2. the tokens
+    # 2. tokenize and locate the traced tokens
     tokens = model.tokenize([text], max_length=max_length)
     n = tokens.lengths[0]
     end = token + n if token < 0 else token
@@ -124,7 +126,7 @@ def trace_text(
             "from -1, the last."
         )
     positions = tuple(range(end - before, end + 1))
-    # 3. everything there is, what is kept of it, and how much that carries
+    # 3. measure the full graph, prune it, and measure how much the rest carries
     layers = sorted(site.layer for site in sites if site.part is Part.RES)
     prepared = PreparedText(model, dictionaries, tokens, layers=layers, positions=positions)
     spelled = model.spelling.tokens(tokens.input_ids[0].tolist())
@@ -153,7 +155,7 @@ def trace_text(
 
 
 class _Active(NamedTuple):
-    """What is active at a site and a token."""
+    """The active features and the error at a site and a token."""
 
     site: Site
     position: int
@@ -161,16 +163,20 @@ class _Active(NamedTuple):
     norms: dict[FeatureId, float]
     directions: Float[Tensor, "n d_model"]
     parts: Float[Tensor, "n+1 d_in"]
-    """What each feature adds to the hidden state; the last row is the error."""
+    """What each feature contributes to the hidden state; the last row is the error."""
 
     @property
     def nodes(self) -> list[str]:
-        """The ids of the features, and of the error."""
+        """The node ids of the features, then that of the error."""
         return [f"{name}@{self.position}" for name in (*map(str, self.features), f"{self.site}/error")]
 
 
 class _Removed(NamedTuple):
-    """What removals at a site and a token did: a row for each parent, the error last, a column for each child."""
+    """The effects of single removals at a site and a token: one row per parent, the error last; one column per child.
+
+    `before` holds the children's values in the clean pass, `change` how much of them each removal takes away, `rank`
+    which match of the child the parent is (NaN for none).
+    """
 
     parents: _Active
     children: list[str]
@@ -184,7 +190,7 @@ class _Removed(NamedTuple):
 
 @dataclass
 class _Tracing:
-    """A graph while it is measured."""
+    """A prompt graph while it is being measured."""
 
     model: LanguageModel
     dictionaries: Mapping[Site, Dictionary]
@@ -206,14 +212,14 @@ class _Tracing:
 
     @property
     def last(self) -> Site:
-        """The residual site of the last layer that is traced."""
+        """The residual site of the last traced layer."""
         return max(site for site in self.dictionaries if site.part is Part.RES)
 
     def add_nodes(self) -> None:
-        """Every active feature at every site and token, and the error there."""
+        """Add the active features and the error of every site and token as nodes."""
         for position in self.positions:
             for site, dictionary in sorted(self.dictionaries.items()):
-                # 1. what is active, what it adds to the hidden state, and what is left
+                # 1. the active features, what each contributes to the hidden state, and the error
                 index, values = self.text.active(site, position)
                 features = [FeatureId(site, row) for row in index.tolist()]
                 h = self.text.hidden(site, position)[None]
@@ -223,7 +229,8 @@ class _Tracing:
                     parts = torch.from_numpy(values).to(x)[:, None] * rows * dictionary.scale(x)
                     error = unexplained(h, dictionary)
                     written = dictionary.project(rows.float(), self.model).cpu()
-                # 2. shares of the sum, along it, and of what is not explained
+                # 2. each feature's share of the summed contributions, projected onto that sum; the error's share of
+                #    the squared norm
                 whole = parts.double().sum(dim=0)
                 share = parts.double() @ whole / max(float(whole.square().sum()), _TINY)
                 length = torch.linalg.vector_norm(parts, dim=1).tolist()
@@ -233,7 +240,7 @@ class _Tracing:
                 directions = torch.nn.functional.normalize(written, dim=1)
                 found = _Active(site, position, features, norms, directions, torch.cat([parts, error]))
                 self.active[site, position] = found
-                # 3. a row each
+                # 3. one row per node
                 kinds = [*(("feature", str(feature)) for feature in features), ("error", "")]
                 numbers = zip([*values.tolist(), size], [*share.tolist(), unsaid], strict=True)
                 for node, (kind, feature), (value, part) in zip(found.nodes, kinds, numbers, strict=True):
@@ -252,7 +259,7 @@ class _Tracing:
                     )
 
     def add_logits(self, n: int, target: str, against: str) -> None:
-        """The target and the tokens that came out on top, as nodes at the last traced token."""
+        """Add the target and the top tokens as nodes at the last traced token."""
         end = self.positions[-1]
         clean = self.text.logits(self.last.layer, end, [None])[0].float()
         best = [int(token) for token in clean.topk(min(n, len(clean))).indices]
@@ -272,7 +279,7 @@ class _Tracing:
             self.nodes.append({**row, "feature": "", "activation": float(value), "share": chance})
 
     def _id(self, token: str) -> int:
-        """The one token that a text is."""
+        """The id of a text that is a single token."""
         ids = cast("list[int]", self.model.tokenizer(token, add_special_tokens=False)["input_ids"])
         if len(ids) != 1:
             pieces = " ".join(map(repr, self.model.spelling.tokens(ids)))
@@ -282,14 +289,14 @@ class _Tracing:
         return ids[0]
 
     def _values(self, logits: Float[Tensor, "n vocab"]) -> Float[np.ndarray, "n n_outputs"]:
-        """The value of each output: a logit less the mean of all, or the difference of two."""
+        """The value of each output: a logit minus the mean of all logits, or a difference of two logits."""
         logits = logits.double()
         mean = logits.mean(dim=1)
         columns = [logits[:, a] - (mean if b is None else logits[:, b]) for a, b in self.outputs.values()]
         return torch.stack(columns, dim=1).cpu().numpy()
 
     def add_edges(self, kept: float) -> None:
-        """Everything removed alone, and what that did."""
+        """Remove every feature and error one at a time, and add the edges this measures."""
         for layer in sorted(site.layer for site in self.dictionaries if site.part is Part.RES):
             if layer and Site(layer - 1, Part.RES) not in self.dictionaries:
                 self.notes.append(
@@ -301,8 +308,8 @@ class _Tracing:
         self._keep(self._logit_removals(), kept)
 
     def _removals(self, layer: int) -> Iterator[_Removed]:
-        """Single removals at the three predecessor sites of a layer, and at the residual stream of earlier tokens."""
-        # 1. what is removed, and what is read of that
+        """Single removals at the three predecessor sites of a layer, and in the residual stream of earlier tokens."""
+        # 1. where features are removed, and which sites are read
         order = [Site(layer - 1, Part.RES)] if layer else []
         order = [site for site in (*order, Site(layer, Part.ATT), Site(layer, Part.MLP)) if site in self.dictionaries]
         asked: list[tuple[_Active, list[_Active]]] = []
@@ -310,20 +317,20 @@ class _Tracing:
             for place, site in enumerate(order):
                 after = [*order[place + 1 :], Site(layer, Part.RES)]
                 if site.part is Part.ATT and self.model.parallel:
-                    after = after[-1:]  # its MLP does not see what attention wrote
+                    after = after[-1:]  # in a parallel block the MLP does not read what attention wrote
                 children = [self.active[one, position] for one in after]
                 asked.append((self.active[site, position], children))
                 if site.layer < layer:
                     earlier = [source for source in self.positions if source < position]
                     asked += [(self.active[site, source], children) for source in earlier]
-        # 2. all at once
+        # 2. run all removals together
         trials: list[Trial] = []
         for parents, children in asked:
             watch = tuple(feature for child in children for feature in child.features)
             edits = (*(Rescale((feature,)) for feature in parents.features), RemoveError(parents.site))
             trials += [Trial(layer, children[0].position, (edit,), watch, parents.position) for edit in edits]
         outcomes = iter(self.text.run(trials))
-        # 3. read off, with what the weights say of the same pairs
+        # 3. read the effects, with ranks and cosines from the weights for the same pairs
         for parents, children in asked:
             found = [next(outcomes) for _ in parents.nodes]
             before = np.array(found[0].before)
@@ -342,7 +349,7 @@ class _Tracing:
             )
 
     def _ranks(self, parents: _Active, children: _Active) -> Float[np.ndarray, "n_parents n_children"]:
-        """Which match of each child each parent is; NaN for none."""
+        """The rank of each parent among the matches of each child; NaN for none."""
         ranks = np.full((len(parents.nodes), len(children.features)), np.nan)
         near = parents.position == children.position and parents.site in children.site.predecessors
         if not near or not self.matches.has(children.site, parents.site):
@@ -355,12 +362,12 @@ class _Tracing:
         return ranks
 
     def _logit_removals(self) -> _Removed:
-        """Single removals at the last residual site, and the logits; also what each adds along the stream alone."""
+        """Effects of single removals at the last residual site on the logits, and the direct contributions to them."""
         end = self.positions[-1]
         parents = self.active[self.last, end]
         edits = [None, *(Rescale((feature,)) for feature in parents.features), RemoveError(self.last)]
         values = self._values(self.text.logits(self.last.layer, end, edits))
-        # what the final norm multiplies the stream by, besides its gain, stays as in the clean pass
+        # direct contributions: the final norm is linear once its scaling factor is frozen at that of the clean pass
         final, architecture = self.text.final(end), self.model.architecture
         norm = self.model.trunk.get_submodule(named(architecture.final_norm, "norm"))
         gain = gain_of(norm, self.model.d_model, final.dtype, centred=architecture.centred).double()
@@ -374,7 +381,7 @@ class _Tracing:
         return _Removed(parents, list(self.outputs), links, values[0], values[0] - values[1:], nothing, nothing, direct)
 
     def _keep(self, removed: _Removed, kept: float) -> None:
-        """The edges that matching names or whose effect is not small, each with its control."""
+        """Keep the edges that matching names or whose effect is at least `kept`, each with its control."""
         parents, before = removed.parents, np.abs(removed.before)
         effect = np.divide(removed.change, before, out=np.full(removed.change.shape, np.nan), where=before > 0)
         row, column = np.nonzero((np.abs(effect) >= kept) | ~np.isnan(removed.rank))
@@ -395,7 +402,7 @@ class _Tracing:
         )
 
     def _controls(self, parents: _Active) -> Int[np.ndarray, " n_parents"]:
-        """The row of the control of each parent: another active feature of its site; -1 where there is none."""
+        """For each parent, the row of its control, another active feature of the site; -1 if there is none."""
         key = parents.site, parents.position
         if key not in self.controls:
             drawn = generator(self.seed, "control", *map(str, key))
@@ -405,7 +412,7 @@ class _Tracing:
         return self.controls[key]
 
     def edge_table(self) -> pd.DataFrame:
-        """All edges: children in the order of nodes, the strongest edge of each first."""
+        """All edges, with children in the order of the nodes and the strongest edge of each child first."""
         order = {row["node"]: place for place, row in enumerate(self.nodes)}
         table = pd.DataFrame({name: np.concatenate([one[name] for one in self.edges]) for name in EDGE_COLUMNS})
         places = table["child"].map(order).to_numpy()
@@ -414,6 +421,6 @@ class _Tracing:
 
 
 def _cosines(parents: _Active, children: _Active) -> Float[np.ndarray, "n_parents n_children"]:
-    """Cosines of what features write into the stream; NaN for the error."""
+    """Cosines between what features write into the stream; NaN for the error."""
     found = (parents.directions @ children.directions.T).numpy()
     return np.concatenate([found, np.full((1, found.shape[1]), np.nan)])

@@ -1,19 +1,19 @@
-"""PreparedText: one clean forward pass of a text, and every trial on it answered from there.
+"""PreparedText: one clean forward pass of a text, from which every trial on it is computed.
 
-1. The clean pass keeps what the blocks held at the layers asked for, and keys and values of all
-   (`saeflow.sources.blocks`). Dictionaries are encoded at the tokens asked for, once (`CleanActivations`).
-2. Trials are reduced to what has to be computed: equal edits once, whatever they watch; edits that change nothing
-   never (`_reduced`).
-3. Their hidden states at the token, in batches, with the least that has to be run again (`_recompute`):
+1. The clean pass keeps the hidden states at the requested layers, and the keys and values of all layers
+   (`saeflow.sources.blocks`). Dictionaries encode the requested tokens once (`CleanActivations`).
+2. Trials are reduced to what has to be computed: equal edits are computed once, whatever they watch, and edits that
+   change nothing not at all (`_reduced`).
+3. The hidden states at the token are recomputed in batches, running as little as possible again (`_recompute`):
 
-    edit at R_{L-1}   block L at the one token, beside the clean keys and values of the tokens before
-    edit at A_L       the MLP at that token; nothing in a parallel block, whose MLP does not see it
-    edit at M_L       nothing: the residual stream moves by the edit
+    edit at R_{L-1}   block L at the one token, against the clean keys and values of the tokens before
+    edit at A_L       the MLP at that token; nothing in a parallel block, whose MLP does not read A_L
+    edit at M_L       nothing: the edit is added to the residual stream
 
-   An edit of R_{L-1} at an earlier token takes two rows of block L: that token's, and one that sees it.
-   With sandwich norms (Gemma 2 and 3) A_L and M_L are what the norm hands on, so the same holds.
-4. Watched features are encoded, and no others (all, under TopK, where features compete).
-5. If asked, losses: tokens from t on, layers from L on (`loss.py`).
+   An edit of R_{L-1} at an earlier token takes two rows of block L: one for that token, one for the token that is read.
+   With sandwich norms (Gemma 2 and 3), A_L and M_L are the outputs of the norms, so the same holds.
+4. Only watched features are encoded (all under TopK, where features compete).
+5. On request, losses are computed for tokens from t on and layers from L on (`loss.py`).
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens
 
 _ENCODED_AT_ONCE = 64
-"""Tokens encoded in one product, so that the dense activations stay small beside the dictionary."""
+"""How many tokens are encoded in one product, so that the dense activations stay small next to the dictionary."""
 
 HiddenStates = Mapping[Tap | None, Tensor]
-"""The hidden states `[n width]` of a batch at each tap that was computed; None is what the block reads."""
+"""The hidden states `[n width]` of a batch at each computed tap; the key None holds what the block reads."""
 
 Readings = dict[ReducedTrial, dict[tuple[Stage, int], float]]
 
 
 class PreparedText:
-    """One clean forward pass of one text, its caches kept until this object goes.
+    """One clean forward pass of one text; this object holds its caches.
 
     Attributes:
         tokens: the text, without padding.
-        n_tokens: how many tokens it has, the begin-of-text token included.
+        n_tokens: how many tokens it has, including the begin-of-text token.
     """
 
     def __init__(
@@ -76,18 +76,19 @@ class PreparedText:
         """Run the text once.
 
         Args:
-            model: any mapped architecture, with attention of kind `sdpa` or `eager`.
+            model: a model of any supported architecture, with attention of kind `sdpa` or `eager`.
             dictionaries: those at res L-1, att L, mlp L and res L of the layers that are used; only these are read.
-                Sparse autoencoders: a transcoder has no share in the tensor of its site, and is refused when used.
+                They must be sparse autoencoders: the features of a transcoder do not add up to the tensor of its
+                site, so it is refused when used.
             tokens: one text; padding on the right is cut off.
             layers: every L that trials will name.
-            positions: tokens that will be asked about. A hint: a dictionary is read from memory once for
-                all of them instead of once for each.
-            batch_tokens: the most tokens run through a block in one call: a bound on memory.
+            positions: tokens that will be used. A hint: each dictionary is then read from memory once for all of them
+                instead of once for each.
+            batch_tokens: the most tokens run through a block in one call; bounds memory.
 
         Raises:
-            InvalidArgument: for other than one text, an empty one, a token outside it, `batch_tokens` below 1,
-                or a model whose attention takes no mask.
+            InvalidArgument: for no or several texts, an empty text, a token outside it, `batch_tokens` below 1, or a
+                model whose attention takes no mask.
             UnknownSite: for a layer the model does not have.
         """
         if batch_tokens < 1:
@@ -107,11 +108,11 @@ class PreparedText:
         self._losses = Losses(self._clean, self.tokens, model.n_layers)
 
     def active(self, site: Site, position: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Indices (ascending) and values of all active features of `site` at a token in the clean pass.
+        """Indices (ascending) and activations of all active features of `site` at a token in the clean pass.
 
         Raises:
             InvalidArgument: for a token outside the text.
-            UnknownSite: for a site without a dictionary, or at none of the layers.
+            UnknownSite: for a site without a dictionary, or at none of the prepared layers.
         """
         found = self._activations.at(site, self._inside(position))
         return np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.float32)
@@ -122,7 +123,7 @@ class PreparedText:
         Raises:
             InvalidArgument: for a token outside the text.
             UnknownFeature: for an index outside its dictionary.
-            UnknownSite: for a site without a dictionary, or at none of the layers.
+            UnknownSite: for a site without a dictionary, or at none of the prepared layers.
         """
         for feature in features:
             self._activations.check(feature.site, feature.index)
@@ -134,7 +135,7 @@ class PreparedText:
 
         Raises:
             InvalidArgument: for a token outside the text; for a transcoder.
-            UnknownSite: for a site without a dictionary, or at none of the layers.
+            UnknownSite: for a site without a dictionary, or at none of the prepared layers.
         """
         return self._activations.hidden(site)[self._inside(position)]
 
@@ -149,19 +150,19 @@ class PreparedText:
     def logits(
         self, layer: int, position: int, edits: Sequence[Rescale | RemoveError | None]
     ) -> Float[Tensor, "n vocab"]:
-        """The logits at a token after each edit of the residual stream of a layer there; None edits nothing.
+        """The logits at a token after each edit of a layer's residual stream there; None edits nothing.
 
-        The layers above run again at the one token.
+        The layers above are run again at the one token.
 
         Args:
-            layer: L, one of those prepared.
+            layer: L, one of the prepared layers.
             position: the token.
-            edits: of res L, one a row; the tokens of a `Rescale` are passed over.
+            edits: edits of res L, one per row; the tokens of a `Rescale` are ignored.
 
         Raises:
             InvalidArgument: for a token outside the text, an edit of another site, or one with several factors.
             UnknownFeature: for an index outside the dictionary.
-            UnknownSite: for a layer not prepared, or without a dictionary.
+            UnknownSite: for a layer that was not prepared, or has no dictionary.
         """
         site, position = Site(layer, Part.RES), self._inside(position)
         stream = self._activations.hidden(site)[position]
@@ -193,19 +194,18 @@ class PreparedText:
         return torch.cat(found)
 
     def run(self, trials: Sequence[Trial], *, loss: bool = False) -> list[Outcome]:
-        """Answer trials of any layers and tokens, in their order.
+        """Compute the outcomes of trials at any layers and tokens, in their order.
 
         Args:
-            trials: computed once where layer, token and edits agree, whatever they watch.
+            trials: the trials; those that agree in layer, token and edits are computed once, whatever they watch.
             loss: compute the text's loss too, which takes far longer than activations: the tokens from t on
                 run through the layers from L on.
 
         Raises:
-            InvalidArgument: for a token outside the text; for the loss of a text of one token, or of a trial that
-                edits an earlier token than it reads.
+            InvalidArgument: for a token outside the text; for a transcoder; for the loss of a text of one token, or of
+                a trial that edits an earlier token than it reads.
             UnknownFeature: for an index outside its dictionary.
-            UnknownSite: for a layer not prepared, or a site without a dictionary.
-            InvalidArgument: for a transcoder.
+            UnknownSite: for a layer that was not prepared, or a site without a dictionary.
         """
         if loss and self.n_tokens < 2:
             raise InvalidArgument("a text of one token has no next-token loss. Give a longer text, or loss=False.")
@@ -213,7 +213,7 @@ class PreparedText:
             raise InvalidArgument(
                 "a trial that edits an earlier token than it reads has no loss of its own. Read the token it edits."
             )
-        # 1. stage and row of all that is watched, and each dictionary encoded at all tokens that need it, in one go
+        # 1. stage and index of every watched feature; encode each dictionary at all tokens that need it, together
         watched = [self._watched(trial) for trial in trials]
         needed: dict[tuple[int, Stage], set[int]] = {}
         for trial, keys in zip(trials, watched, strict=True):
@@ -224,7 +224,7 @@ class PreparedText:
                 needed.setdefault((trial.layer, stage), set()).add(trial.position)
         for (layer, stage), positions in needed.items():
             self._activations.encode(stage.site(layer), sorted(positions))
-        # 2. what has to be computed: equal edits once, and of what they watch what may have moved
+        # 2. what has to be computed: equal edits once, and only the watched features that they may change
         reduced = [_reduced(trial, self._activations) for trial in trials]
         wanted: Readings = {}
         for one, keys in zip(reduced, watched, strict=True):
@@ -234,7 +234,7 @@ class PreparedText:
                 readings.update((key, 0.0) for key in keys if key[0] in moved)
         with torch.no_grad():
             losses = self._fill(wanted, loss=loss)
-        # 3. read off; what cannot have moved is as in the clean pass
+        # 3. collect the outcomes; features that cannot have changed keep their clean activation
         clean = {
             (layer, stage, position): self._activations.at(stage.site(layer), position)
             for (layer, stage), positions in needed.items()
@@ -250,7 +250,7 @@ class PreparedText:
         return found
 
     def _watched(self, trial: Trial) -> list[tuple[Stage, int]]:
-        """Stage and row of each watched feature of a trial whose names are all there."""
+        """Stage and index of each watched feature of a trial, after checking that everything it names exists."""
         self._inside(trial.position)
         if trial.layer not in self._clean.stages:
             raise UnknownSite(
@@ -270,7 +270,7 @@ class PreparedText:
         return keys
 
     def _fill(self, wanted: Readings, *, loss: bool) -> dict[ReducedTrial, float] | None:
-        """Put into `wanted` what is read there, and return the losses if asked for."""
+        """Fill `wanted` with the recomputed activations, and return the losses if requested."""
         groups = by_layer_and_work(wanted, parallel=self._parallel, through_z=self._activations.reads_z)
         moved: list[ChangedToken] = []
         for (layer, work), group in groups.items():
@@ -301,12 +301,12 @@ class PreparedText:
 
 
 class CleanActivations:
-    """The clean activations at the sites around some layers, encoded when first asked for."""
+    """The clean activations at the sites around some layers, encoded on first use."""
 
     def __init__(
         self, model: LanguageModel, clean: CleanPass, dictionaries: Mapping[Site, Dictionary], positions: Iterable[int]
     ) -> None:
-        """`positions` are tokens to encode together when the first of them is asked for."""
+        """`positions` are tokens that are encoded together when the first of them is needed."""
         self._model, self._clean, self._dictionaries = model, clean, dictionaries
         self._together = sorted(set(positions))
         self._made: dict[Site, dict[int, dict[int, float]]] = {}
@@ -316,8 +316,9 @@ class CleanActivations:
         """The dictionary at a site.
 
         Raises:
-            UnknownSite: when there is none, or the site is at none of the layers prepared.
-            InvalidArgument: for a transcoder, which has no share in a hidden state that a trial could edit or read.
+            UnknownSite: when there is none.
+            InvalidArgument: for a transcoder, or a dictionary that reads another tensor than the one added to the
+                stream: their features do not add up to a hidden state that a trial could edit.
         """
         if site not in self._dictionaries:
             raise UnknownSite(f"there is no dictionary at {site}. Pass one to PreparedText.")
@@ -341,7 +342,7 @@ class CleanActivations:
         """The active features of a site at a token, ascending, with their activations.
 
         Raises:
-            UnknownSite: as `dictionary`.
+            UnknownSite: as `hidden`.
             WidthMismatch: for a dictionary of another width than the hidden states.
         """
         made = self._made.setdefault(site, {})
@@ -350,10 +351,10 @@ class CleanActivations:
         return made[position]
 
     def encode(self, site: Site, positions: Iterable[int]) -> None:
-        """Make sure the activations of a site at some tokens are there, in as few products as possible.
+        """Compute the activations of a site at those of some tokens that lack them, in as few products as possible.
 
         Raises:
-            UnknownSite: as `dictionary`.
+            UnknownSite: as `hidden`.
             WidthMismatch: for a dictionary of another width than the hidden states.
         """
         made = self._made.setdefault(site, {})
@@ -371,7 +372,7 @@ class CleanActivations:
         """What the site's dictionary reads in the clean pass.
 
         Raises:
-            UnknownSite: as `dictionary`.
+            UnknownSite: for a site without a dictionary, or at none of the prepared layers.
         """
         tap, stages = self.dictionary(site).tap, self._clean.stages
         if site.layer in stages:
@@ -384,7 +385,7 @@ class CleanActivations:
         )
 
     def reads_z(self, layer: int) -> bool:
-        """Whether attention features of a layer live in z."""
+        """Whether the attention dictionary of a layer is on z."""
         site = Stage.ATT.site(layer)
         return site in self._dictionaries and self.dictionary(site).tap is Tap.Z
 
@@ -392,7 +393,7 @@ class CleanActivations:
         """Refuse a feature that its dictionary does not have.
 
         Raises:
-            UnknownFeature: when the index lies outside.
+            UnknownFeature: when the index lies outside the dictionary.
             UnknownSite: as `dictionary`.
         """
         n_features = self.dictionary(site).n_features
@@ -404,11 +405,11 @@ class CleanActivations:
 
 
 def _reduced(trial: Trial, clean: CleanActivations) -> ReducedTrial:
-    """What a trial changes, with everything that changes nothing taken out.
+    """Reduce a trial to the edits that change something.
 
-    An edit with r = 1 changes nothing. The first edit that is left reads clean activations, so its silent
-    features change nothing either; where all are silent, the next edit reads clean activations. Later edits
-    read what the first one left and stay whole.
+    An edit with r = 1 changes nothing. The first remaining edit reads clean activations, so its silent features change
+    nothing either; if all of them are silent, it is dropped, and the next edit reads clean activations. Later edits
+    read hidden states that the first one changed, and keep all their features.
 
     Raises:
         UnknownSite: for an edit at a site without a dictionary.
@@ -437,11 +438,11 @@ def _reduced(trial: Trial, clean: CleanActivations) -> ReducedTrial:
 def _recompute(
     clean: CleanPass, activations: CleanActivations, layer: int, work: Stage, batch: Sequence[ReducedTrial]
 ) -> HiddenStates:
-    """The hidden states of some reduced trials of one layer and one kind of work, a row each.
+    """The hidden states of some reduced trials of one layer and one kind of work, one row per trial.
 
     Raises:
         WidthMismatch: when a dictionary does not fit the hidden states.
-        BadFile: when a tensor of a dictionary, read at first use, is bad.
+        BadFile: when a tensor of a dictionary, read on first use, is bad.
     """
     device = clean.final.device
     positions = torch.tensor([one.position for one in batch], device=device)
@@ -467,7 +468,7 @@ def _recompute(
     entries = clean.stages[layer].entry
     if work is not Stage.ENTRY:
         return {None: entries[positions], **clean.rows(layer, entries[positions], positions, changes, attend=False)}
-    # the tokens that are edited; then, where that is an earlier one, the tokens that see it
+    # one row per edited token; then, for edits at earlier tokens, another row for the token that is read
     edited_at = torch.tensor([one.edited for one in batch], device=device)
     entry, seen = change(Stage.ENTRY)(entries[edited_at]), (edited_at != positions).nonzero().flatten()
     pick = torch.arange(len(batch), device=device)
@@ -479,7 +480,7 @@ def _recompute(
 
 
 def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanActivations) -> list[RowEdit]:
-    """The edits at one stage; the first edit of a trial reads clean activations, which are known."""
+    """The edits at one stage; those that come first in their trial read clean activations, which are known."""
     edits: list[RowEdit] = []
     for row, one in enumerate(batch):
         for edit in one.edits:
@@ -493,9 +494,9 @@ def _row_edits(batch: Sequence[ReducedTrial], stage: Stage, activations: CleanAc
 
 
 class RowEdit(NamedTuple):
-    """What is rescaled in one row, the error removed where there are no features.
+    """Features to rescale in one row; without features, the error is removed.
 
-    `values` are the features' activations where they are known.
+    `values` are the activations of the features; None if they have to be read from the hidden state.
     """
 
     row: int
@@ -509,7 +510,7 @@ def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence
 
     Raises:
         WidthMismatch: when `h` is not `d_in` wide.
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor read on first use is bad.
     """
     W_dec = dictionary.W_dec
     x = h.to(W_dec)
@@ -519,7 +520,7 @@ def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence
         h[wrong] = h[wrong] - unexplained(x[wrong], dictionary).to(h)
     if len(wrong) == len(edits):
         return h
-    # the row, the feature and the factor r - 1 of every feature of every edit
+    # row, feature and factor r - 1 for every feature of every edit
     row = torch.tensor([edit.row for edit in edits for _ in edit.features], device=h.device)
     feature = torch.tensor([index for edit in edits for index in edit.features], device=h.device)
     factor = torch.tensor([edit.r - 1.0 for edit in edits for _ in edit.features], dtype=torch.float64)
@@ -532,7 +533,7 @@ def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence
     if any(blank):
         ask = unknown.to(x.device)
         acts[ask] = activations_of(x, dictionary, row[ask], feature[ask])
-    # a product, not index_add_, whose sums on a GPU differ from run to run
+    # a matrix product, since index_add_ is not deterministic on GPUs
     features, column = feature.unique(return_inverse=True)
     coefficient = x.new_zeros(len(x), len(features))
     coefficient[row, column] = factor.to(h.device).to(x) * acts
@@ -541,13 +542,13 @@ def rescaled(h: Float[Tensor, "n d_in"], dictionary: Dictionary, edits: Sequence
 
 
 def unexplained(h: Float[Tensor, "n d_in"], dictionary: Dictionary) -> Float[Tensor, "n d_in"]:
-    """The error of a dictionary: `h` less its reconstruction, in the dtype of the dictionary.
+    """The reconstruction error of a dictionary: `h` minus its reconstruction, in the dtype of the dictionary.
 
-    Where it reads `h` centred over its channels, their mean is no part of the error.
+    If the dictionary reads `h` centred over its channels, their mean is not part of the error.
 
     Raises:
         WidthMismatch: when `h` is not `d_in` wide.
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor read on first use is bad.
     """
     x = h.to(dictionary.W_enc)
     read = x - x.mean(dim=-1, keepdim=True) if dictionary.preprocessing.center else x
@@ -557,11 +558,11 @@ def unexplained(h: Float[Tensor, "n d_in"], dictionary: Dictionary) -> Float[Ten
 def activations_of(
     h: Float[Tensor, "n d_in"], dictionary: Dictionary, row: Tensor, feature: Tensor
 ) -> Float[Tensor, " k"]:
-    """The activation of one feature on one row, for each of `k` pairs.
+    """The activation of one feature in one row of `h`, for each of `k` pairs.
 
     Raises:
         WidthMismatch: when `h` is not `d_in` wide.
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor read on first use is bad.
     """
     rows, row = row.unique(return_inverse=True)
     features, column = feature.unique(return_inverse=True)

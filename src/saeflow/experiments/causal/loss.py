@@ -1,7 +1,7 @@
-"""The loss of a text under counterfactuals: only tokens from t on, only layers from L on.
+"""The loss of a text under counterfactuals, recomputed only for tokens from t on and layers from L on.
 
-An edit at token t of layer L reaches no token before t and no layer below L, so their losses and their keys
-and values are those of the clean pass. The last token predicts nothing and is left out.
+An edit at token t of layer L affects no token before t and no layer below L, so their losses, keys and values are
+those of the clean pass. The last token predicts nothing and is left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from saeflow.sources.blocks import CleanPass
 from saeflow.sources.tokens import Tokens, nats
 
 _LOGITS_AT_ONCE = 2**24
-"""Logits computed in one product: 64 MiB in float32."""
+"""The most logits computed in one product: 64 MiB in float32."""
 
 
 class ChangedToken(NamedTuple):
-    """A reduced trial and its residual stream at the token: what block L reads, where edited, and its exit."""
+    """A reduced trial and its residual stream at the token: what block L reads (None if unedited) and its output."""
 
     trial: ReducedTrial
     entry: Float[Tensor, " d_model"] | None
@@ -32,10 +32,10 @@ class ChangedToken(NamedTuple):
 
 
 class Losses:
-    """Mean next-token losses of one text, clean and under counterfactuals."""
+    """The mean next-token losses of one text, clean and under counterfactuals."""
 
     def __init__(self, clean: CleanPass, tokens: Tokens, n_layers: int) -> None:
-        """Nothing is computed before it is asked for."""
+        """Prepare without computing; losses are computed on request."""
         self._clean, self._n_layers = clean, n_layers
         self._following = tokens.input_ids[0, 1:]
 
@@ -48,8 +48,8 @@ class Losses:
         """The mean loss under each counterfactual, in nats.
 
         Args:
-            moved: of any layers and tokens.
-            batch_tokens: the most tokens run through a block in one call, one variant's at least.
+            moved: the changed tokens, at any layers and positions.
+            batch_tokens: the most tokens run through a block in one call, but at least those of one variant.
         """
         groups: dict[tuple[int, int, bool], list[ChangedToken]] = {}
         for one in moved:
@@ -74,7 +74,7 @@ class Losses:
         return {one.trial: mean for one, mean in zip(batch, means, strict=True)}
 
     def _onward(self, layer: int, batch: Sequence[ChangedToken], position: int, stop: int) -> Tensor:
-        """The stream after the last block at the tokens from `position` on, before `stop`."""
+        """The residual stream after the last block, at the tokens from `position` up to but excluding `stop`."""
         stages = self._clean.stages[layer]
         exits = torch.stack([one.exit for one in batch])
         if batch[0].entry is None:
@@ -82,14 +82,14 @@ class Losses:
         else:
             entries = torch.stack([one.entry for one in batch if one.entry is not None])
             h = self._clean.onward(layer, _variants(stages.entry[position:stop], entries), position)
-            h[:, 0] = exits  # edits inside the block were made on the token alone
+            h[:, 0] = exits  # includes edits inside the block, which affect only this token
         for above in range(layer + 1, self._n_layers):
             h = self._clean.onward(above, h, position)
         return h
 
     @cached_property
     def _columns(self) -> Float[Tensor, " pos"]:
-        """The clean loss of each next token."""
+        """The clean loss at each token but the last."""
         return self._loss(self._clean.final[:-1], self._following)
 
     def _loss(self, h: Float[Tensor, "n d_model"], following: Tensor) -> Float[Tensor, " n"]:

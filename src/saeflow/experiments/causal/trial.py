@@ -1,8 +1,8 @@
-"""Trial, Outcome, ReducedTrial: one counterfactual at one token as data, and what came of it. No torch.
+"""Trial, Outcome, ReducedTrial: one counterfactual at one token as data, and its result. No torch.
 
-A trial changes what block L reads or what its parts write at token t, and reads features at the end of the
-layer (section 5.2 of arXiv 2502.03032): the sites of a trial are R_{L-1}, A_L, M_L, in the order in which a
-forward pass meets them, and R_L, which is only read.
+A trial changes what block L reads or what its modules write at token t, and reads features afterwards (section 5.2 of
+arXiv 2502.03032). The sites of a trial are R_{L-1}, A_L and M_L, in the order of the forward pass, and R_L, which can
+only be read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from saeflow.interventions import EVERYWHERE, Positions, Rescale
 
 
 class Stage(enum.IntEnum):
-    """Where in a layer, in the order of computation."""
+    """A place within a layer, in the order of computation."""
 
     ENTRY = 0
     """What block L reads: R_{L-1}."""
@@ -31,13 +31,13 @@ class Stage(enum.IntEnum):
 
     @staticmethod
     def of(site: Site, layer: int) -> Stage | None:
-        """The stage of layer `layer` a site is, None for a site elsewhere."""
+        """The stage of a site in layer `layer`; None if the site is elsewhere."""
         if site.layer == layer:
             return Stage.EXIT if site.part is Part.RES else Stage.ATT if site.part is Part.ATT else Stage.MLP
         return Stage.ENTRY if site.layer == layer - 1 and site.part is Part.RES else None
 
     def site(self, layer: int) -> Site:
-        """The site at this stage of a layer. Layer 0 has none at `ENTRY`."""
+        """The site at this stage of a layer. Layer 0 has no site at `ENTRY`."""
         if self is Stage.ENTRY:
             return Site(layer - 1, Part.RES)
         return Site(layer, {Stage.ATT: Part.ATT, Stage.MLP: Part.MLP, Stage.EXIT: Part.RES}[self])
@@ -45,9 +45,9 @@ class Stage(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RemoveError:
-    """Take away what the dictionary of a site leaves unexplained: h becomes its reconstruction.
+    """Remove the reconstruction error of a site's dictionary: h becomes its reconstruction.
 
-    Where the dictionary reads h centred over its channels, their mean is no part of the error, and stays.
+    If the dictionary reads h centred over its channels, their mean is not part of the error, and stays.
     """
 
     site: Site
@@ -55,24 +55,24 @@ class RemoveError:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One counterfactual at one token: what is changed at the inputs of layer `layer`, what is read at its end.
+    """One counterfactual at one token: edits in layer `layer`, and features read after them.
 
-    It means a forward pass under `model.intervening` with every edit limited to the one token, and
-    `dictionary.encode` at the sites afterwards: edits apply in the order of computation, each reading its
-    activations from the hidden state as it then stands, and a site that is edited is read after the edit.
+    It is equivalent to a forward pass under `model.intervening` with every edit limited to the one token, and
+    `dictionary.encode` at the sites afterwards: edits apply in the order of computation, each reads its activations
+    from the hidden state at that point, and an edited site is read after the edit.
 
     Attributes:
         layer: L, the residual layer whose features are read.
-        position: the token t, a column of the text's tokens counted from 0. Column 0 is the begin-of-text
-            token where there is one; it is allowed, and behaves like no other token.
-        edits: at most one edit a site, at sites among res L-1, att L, mlp L; may be empty.
+        position: the token t, as a position in the text counted from 0. Position 0 is the begin-of-text token, if
+            there is one; it is allowed, but behaves like no other token.
+        edits: at most one edit per site, at sites among res L-1, att L, mlp L; may be empty.
         watch: features read after the edits, at sites among res L-1, att L, mlp L, res L.
-        edited: the token where the edits act, `position` when None. What is edited at an earlier one reaches
-            `position` through the attention of the layer alone, so the edit is then at res L-1.
+        edited: the token where the edits act; None for `position`. An edit at an earlier token reaches `position`
+            only through the attention of the layer, so it must be at res L-1.
 
     Raises:
         InvalidArgument: for a site elsewhere, two edits of one site, a negative layer or position, an edit
-            limited to other tokens, or an earlier token whose att L or mlp L is edited.
+            limited to other tokens, a later edited token, or att L or mlp L edited at an earlier token.
     """
 
     layer: int
@@ -82,7 +82,7 @@ class Trial:
     edited: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that everything named lies in the layer."""
+        """Check that edits and watched features belong to the layer and the token."""
         if self.layer < 0 or self.position < 0:
             raise InvalidArgument(f"a trial at layer {self.layer}, token {self.position}. Both count from 0.")
         if not 0 <= self.edited_token <= self.position:
@@ -129,7 +129,7 @@ class Trial:
         return stage
 
     def _sites(self, *, read: bool) -> str:
-        """What would do, for a message."""
+        """The sites that are allowed, for an error message."""
         stages = [stage for stage in Stage if read or stage is not Stage.EXIT]
         if self.layer == 0:
             stages.remove(Stage.ENTRY)
@@ -140,15 +140,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a trial gave.
+    """The result of a trial.
 
-    `before` equals `after` exactly where the edits change nothing: none, r = 1, silent features, or a watched
-    site that comes before every edit.
+    `before` equals `after` exactly if the edits change nothing (no edits, r = 1, or only silent features), and for
+    watched sites that come before every edit.
 
     Attributes:
-        before: activations of `watch` in the clean pass at the token.
-        after: the same after the edits and exact recomputation.
-        loss_before: mean next-token loss of the text in nats; None unless asked for.
+        before: activations of `watch` at the token in the clean pass.
+        after: activations of `watch` after the edits, recomputed exactly.
+        loss_before: mean next-token loss of the text in nats; None unless requested.
         loss_after: the same with the edits.
     """
 
@@ -159,7 +159,7 @@ class Outcome:
 
 
 class StageEdit(NamedTuple):
-    """A Rescale at one stage: its features in ascending order; or, without features, the error removed there."""
+    """A `Rescale` at one stage, with its features ascending; without features, the removal of the error there."""
 
     stage: Stage
     features: tuple[int, ...]
@@ -167,7 +167,7 @@ class StageEdit(NamedTuple):
 
 
 class ReducedTrial(NamedTuple):
-    """A token of a layer under edits, in the order of computation; whatever a trial watches is left out."""
+    """The part of a trial that has to be computed: token, layer and edits in order of computation, without `watch`."""
 
     layer: int
     position: int
@@ -176,28 +176,28 @@ class ReducedTrial(NamedTuple):
 
     @property
     def from_before(self) -> bool:
-        """Whether the edit is at an earlier token, from where attention brings it."""
+        """Whether the edit is at an earlier token and reaches `position` through attention."""
         return self.edited != self.position
 
     @property
     def first(self) -> Stage:
-        """The first stage that changes."""
+        """The stage of the first edit."""
         return self.edits[0].stage
 
     def moves(self, stage: Stage, *, parallel: bool) -> bool:
         """Whether the hidden state at a stage may differ from the clean one."""
         if parallel and stage is Stage.MLP and (self.first is Stage.ATT or self.from_before):
-            return any(edit.stage is Stage.MLP for edit in self.edits)  # the MLP does not see attention
+            return any(edit.stage is Stage.MLP for edit in self.edits)  # a parallel MLP does not read attention
         return stage > Stage.ENTRY if self.from_before else stage >= self.first
 
 
 def by_layer_and_work(
     made: Iterable[ReducedTrial], *, parallel: bool, through_z: Callable[[int], bool]
 ) -> dict[tuple[int, Stage], list[ReducedTrial]]:
-    """Reduced trials by layer and by the first stage that has to be run again.
+    """Group reduced trials by layer and by the stage from which the block has to be run again.
 
-    ENTRY: the block. ATT: what follows attention. EXIT: nothing, the edits add up: an edit of the MLP's output,
-    or in a parallel block of what attention adds, where nothing else reads it.
+    ENTRY: the whole block. ATT: what follows attention. EXIT: nothing, since the edits just add up: edits of the MLP's
+    output, or, in a parallel block, of attention's output unless its dictionary is on z (`through_z`).
     """
     groups: dict[tuple[int, Stage], list[ReducedTrial]] = {}
     for one in made:

@@ -1,1 +1,1 @@
-"""A match as a transcoder: how well features of one layer predict the stream at a later one (appendix F)."""
+"""A match as a transcoder: how well features of one layer predict the stream at a later layer (appendix F)."""

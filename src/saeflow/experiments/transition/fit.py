@@ -1,12 +1,12 @@
-"""What is learned on texts before a transition is measured: regressions, sizes of features, factors (appendix F).
+"""What is fitted on texts before a transition is measured: regressions, feature sizes, scale factors (appendix F).
 
-    G = sum z z^T     C = sum z (h_B - b_dec)^T     one pass over the texts, no activation is kept
-    M = (G + strength * diag G)^-1 C                the T W_dec(B) of least squares, for one strength
+    G = sum z z^T     C = sum z (h_B - b_dec)^T     one pass over the texts; activations are not kept
+    M = (G + strength * diag G)^-1 C                T W_dec(B) of ridge regression, for one strength
 
-The decoder's rows of B span what T W_dec(B) can be: M is projected onto their span, which changes nothing where there
-are as many independent rows as dimensions. T itself is then M W_dec(B)^+. A feature that was never active has a row
-of zeros. Beside it stands the best affine map of h_A itself, which no T can tell apart from more context but which
-says how much of h_B any linear function of the stream reaches.
+T W_dec(B) lies in the span of B's decoder rows, so M is projected onto that span, which changes nothing if there are as
+many independent rows as dimensions. T itself would then be M W_dec(B)^+. A feature that was never active has a row of
+zeros. A second regression is the best affine map of h_A itself, which is not limited to what a T can express: it shows
+how much of h_B any linear function of the residual stream can reach.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import Captured, LanguageModel
 
 STRENGTHS: Final = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridge strengths that are tried, as shares of each feature's own sum of squares."""
+"""The ridge strengths tried, as shares of each feature's own sum of squares."""
 
 _AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Fits:
-    """The fits of a results folder: made once for each pair, read afterwards.
+    """The fits of a results folder: made once for each pair, then read.
 
     Attributes:
-        folder: of the results.
+        folder: the results folder.
         model: the language model.
-        size: entries of a row of T that are kept, tokens a text is cut to, and the memory that maps may take.
+        size: gives the entries kept per row of T, the length that texts are truncated to, and the memory for maps.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Fits:
     size: TransitionSize
 
     def path(self, pair: DictionaryPair) -> Path:
-        """Where the fit of a pair is."""
+        """The path of the fit of a pair."""
         return fit_path(self.folder, pair.sites)
 
     def make(
@@ -71,12 +71,12 @@ class Fits:
         texts: tuple[Sequence[str], Sequence[str], Sequence[str]],
         progress: Progress | None = None,
     ) -> None:
-        """Read texts once each for all pairs of a group, and write their fits.
+        """Read all texts once for a group of pairs, and write the fits of the pairs.
 
         Args:
             group: pairs whose sums fit into memory together.
-            texts: those for fitting, for validation, and those that will be measured, of which the mean alone is taken.
-            progress: gets (batches done, batches in all, what they are for).
+            texts: texts for fitting, texts for validation, and texts to be measured, from which only the mean is taken.
+            progress: called with (batches done, batches in all, what they are for).
         """
         batches = [list(text_batches(self.model, some, max_length=self.size.max_length)) for some in texts]
         steps, done = sum(map(len, batches)), 0
@@ -116,17 +116,17 @@ class Fits:
             progress(steps, steps, "done")
 
     def read(self, pair: DictionaryPair) -> Fitted:
-        """The fit of a pair.
+        """Read the fit of a pair.
 
         Raises:
-            BadFile: when it is missing or cannot be read.
+            BadFile: when the file is missing or cannot be read.
         """
         path = self.path(pair)
         try:
             with safe_open(safetensors(path), framework="pt") as file:
                 header: dict[str, Any] = parse_json((file.metadata() or {})[KEY])
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            # older fits had no checksum
+            # older fits have no checksum
             if header.pop("check", None) not in (None, _check(header, held)):
                 raise ValueError("it has changed since it was written")
             mean, centre, least_squares, affine = (held[name] for name in ("mean", "centre", "least_squares", "affine"))
@@ -136,7 +136,7 @@ class Fits:
             raise BadFile(f"{path} cannot be read ({error!r}). Remove it and run the command again.") from None
 
     def maps(self, pair: DictionaryPair, units: Units | None) -> dict[str, TransitionMap]:
-        """The maps of a pair by name, in units of the sizes that were measured; in memory where they fit."""
+        """The maps of a pair by name; `units` are its measured mean activations. Maps are matrices if memory allows."""
         found = transition_maps(pair.source, pair.target, ks=self.size.k, means=units)
         device, most = pair.target.W_dec.device, int(self.size.memory * (1 << 30)) // 4
         held = in_memory(found, pair.source.n_features, pair.target.d_in, most, device)
@@ -144,7 +144,7 @@ class Fits:
 
 
 class _Candidates:
-    """A pair on its way from sums to a fit: candidates of the regressions, and what they miss on validation texts."""
+    """The fit of one pair in the making: candidate regressions and their errors on validation texts."""
 
     def __init__(self, moments: RegressionSums, fits: Fits) -> None:
         self.pair, self.moments = moments.pair, moments
@@ -158,7 +158,7 @@ class _Candidates:
         self.truth = torch.zeros(self.pair.target.d_in, dtype=torch.float64)
 
     def add(self, ends: Ends) -> None:
-        """Take in some tokens for validation."""
+        """Add some validation tokens."""
         rest = ends.truth - self.pair.target.b_dec.float()
         self.n += len(rest)
         for name, found in sums(ends, rest, self.maps).items():
@@ -171,12 +171,12 @@ class _Candidates:
             self.missed["affine"][strength] += squared(said, ends.truth)
 
     def add_truth(self, truth: Float[Tensor, "n d_out"]) -> None:
-        """Take in some tokens that will be measured, for their mean."""
+        """Add some tokens that will be measured, for their mean."""
         self.n_measured += len(truth)
         self.truth += truth.sum(dim=0, dtype=torch.float64).cpu()
 
     def to_bytes(self) -> bytes:
-        """The fit: the candidates that miss least, the factor of each map, and the sizes."""
+        """The fit as a file: the candidates with the smallest error, the scale of each map, and the feature sizes."""
         least = min(self.least, key=self.missed["least"].__getitem__)
         affine = min(self.affine, key=self.missed["affine"].__getitem__)
         scales = {
@@ -198,14 +198,14 @@ class _Candidates:
             "validation_tokens": self.n,
             "massive_tokens": self.moments.massive,
         }
-        # one entry alone: the same fit is always the same bytes
+        # a single metadata entry, so that equal fits give equal bytes
         header = {"facts": facts, "scales": scales}
         metadata = {KEY: json.dumps({**header, "check": _check(header, tensors)})}
         return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata)
 
 
 def _check(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """A checksum of all that a fit holds."""
+    """A checksum of the contents of a fit."""
     found = zlib.crc32(json.dumps(header).encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(tensor.contiguous().numpy().tobytes(), zlib.crc32(name.encode(), found))
@@ -213,32 +213,32 @@ def _check(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _solved(solve: Callable[[float], Float[Tensor, "n k"]]) -> dict[float, Float[Tensor, "n k"]]:
-    """The regression for every strength that has a solution."""
+    """The solution for every ridge strength that has one."""
     found: dict[float, Tensor] = {}
     for strength in STRENGTHS:
         try:
             found[strength] = solve(strength)
         except la.LinAlgError:
-            continue  # features that are copies of each other: a larger strength parts them
+            continue  # duplicate features make the system singular; a larger strength separates them
     if not found:
         raise InvalidArgument("no ridge strength gives a solution: activations are not finite, or there are none.")
     return found
 
 
 class RegressionSums:
-    """Running sums for one pair of sites, in float64.
+    """Running sums for one pair of sites, in float64 (`active` and `total` in float32).
 
     Attributes:
-        n: tokens taken in.
-        massive: tokens of the texts that were left out as massive, those for validation too.
-        gram: of activations at A. cross: of those with h_B - b_dec.
-        stream: of h_A with a 1 behind it, for the affine map. stream_cross: of it with h_B.
-        truth: of h_B.
-        active, total: how often each feature of A and of B was active, and the sum of its activations.
+        n: number of tokens added.
+        massive: number of tokens left out as massive, in the texts for fitting and for validation.
+        gram: sum of z z^T. cross: sum of z (h_B - b_dec)^T.
+        stream: sum of x x^T, where x is h_A with a 1 appended, for the affine map. stream_cross: sum of x h_B^T.
+        truth: sum of h_B.
+        active, total: for each feature of A and of B, how often it was active, and the sum of its activations.
     """
 
     def __init__(self, pair: DictionaryPair) -> None:
-        """All zero."""
+        """Start with zeros."""
         n_source, n_target, width, d_out = (
             pair.source.n_features,
             pair.target.n_features,
@@ -255,7 +255,7 @@ class RegressionSums:
         self.total = torch.zeros(n_source), torch.zeros(n_target)
 
     def add(self, ends: Ends, y: Float[Tensor, "n n_target"]) -> None:
-        """Take in some tokens: what stands at both ends, and the activations of B."""
+        """Add some tokens: the hidden states at both ends, and the activations `y` of B."""
         self.n += len(ends.h)
         for place, acts in enumerate((ends.z, y)):
             self.active[place].add_((acts > 0).sum(dim=0).cpu())
@@ -264,7 +264,8 @@ class RegressionSums:
         for h, z, truth in zip(*(part.split(_AT_ONCE) for part in (ends.h, ends.z, ends.truth)), strict=True):
             acts, there = sp.csr_array(z.double().cpu().numpy()), truth.double().cpu().numpy()
             products = sp.coo_array(acts.T @ acts)
-            self.gram[products.row, products.col] += products.data  # each pair once, so that no sum is lost
+            # each entry occurs once in a sparse product, so this indexed += loses nothing
+            self.gram[products.row, products.col] += products.data
             self.cross += acts.T @ (there - b_dec)
             self.truth += there.sum(axis=0)
             stream = np.concatenate([h.double().cpu().numpy(), np.ones((len(h), 1))], axis=1)
@@ -273,11 +274,11 @@ class RegressionSums:
 
     @property
     def mean(self) -> Float[Tensor, " d_out"]:
-        """The mean of h_B, over all tokens taken in."""
+        """The mean of h_B over all tokens added."""
         return torch.from_numpy(self.truth / max(self.n, 1)).float()
 
     def least_squares(self, strength: float) -> Float[Tensor, "n_source d_out"]:
-        """T W_dec(B) of ridge regression: what each feature of A adds to h_B, in the span of B's decoder rows."""
+        """T W_dec(B) of ridge regression: what each feature of A adds to h_B, within the span of B's decoder rows."""
         return torch.from_numpy(ridge(self.gram, self.cross, strength) @ self._span @ self._span.T).float()
 
     @cached_property
@@ -285,9 +286,9 @@ class RegressionSums:
         return la.orth(self.pair.target.W_dec.double().cpu().numpy().T)
 
     def affine(self, strength: float) -> Float[Tensor, "d_in d_out"]:
-        """The best affine map of h_A: its rows, and the constant as the last one, which ridge leaves alone."""
+        """The best affine map of h_A: its rows, then the constant, which the ridge penalty does not shrink."""
         of_x, of_y = self.stream[-1, :-1] / self.n, self.stream_cross[-1] / self.n
-        # second moments about the means
+        # centred second moments
         gram = self.stream[:-1, :-1] - self.n * np.outer(of_x, of_x)
         cross = self.stream_cross[:-1] - self.n * np.outer(of_x, of_y)
         slope = ridge(gram, cross, strength)
@@ -299,7 +300,7 @@ def ridge(
 ) -> Float64[np.ndarray, "n k"]:
     """(G + strength * diag G)^-1 C; rows of zeros where the diagonal is 0.
 
-    Solved with every variable at unit size, so that a strength means the same for all.
+    Every variable is scaled to unit size first, so that a strength means the same for all.
 
     Raises:
         numpy.linalg.LinAlgError: for a strength too small to make G positive definite.

@@ -1,22 +1,22 @@
-"""Transition matrices T between two dictionaries, every way that appendix F compares, as maps to apply.
+"""Transition matrices T between two dictionaries, in every variant that appendix F compares, as maps to apply.
 
     z = encode_A(h_A)          features of A                              [n_source]
-    y = z T                    features of B that are predicted           [n_target]
+    y = z T                    predicted features of B                    [n_target]
     h_B ~ y W_dec(B) + b_dec(B)
 
-Rows are features here, so that the paper's W_dec(A)^T W_dec(B) is W_dec(A) @ W_dec(B).T, and its P, T [n_source
-n_target] are applied from the right. A map keeps what matters of T: the row of T W_dec(B) of each source feature, which
-is what one unit of its activation adds to the prediction.
+Rows are features here, so the paper's W_dec(A)^T W_dec(B) is W_dec(A) @ W_dec(B).T, and its P and T [n_source n_target]
+are applied from the right. A map provides the row of T W_dec(B) for each source feature: what one unit of its
+activation adds to the prediction.
 
-**Where T is from.** A permutation (Balagansky et al. 2024, arXiv 2410.07656): 1 at the partner, 0 elsewhere. Or the k
+**Sources of T.** A permutation (Balagansky et al. 2024, arXiv 2410.07656): 1 at the partner, 0 elsewhere. Or the k
 largest entries of each row of W_dec(A) W_dec(B)^T or of W_dec(A) W_enc(B)^T, as they are ("values"), or as 1 where
-they are above 0 ("binary", the paper's I_{x>0}; of unit rows for the decoders, so that top-1 is the best cosine).
+they are above 0 ("binary", the paper's I_{x>0}; for decoders taken from unit rows, so that top-1 is the best cosine).
 
 **Scales.** To work in units of each feature's size s, z is divided by s(A) and the rows of W_dec(B) are multiplied by
 s(B): T becomes diag(1 / s(A)) T diag(s(B)). `FOLDED` takes s from the thresholds, as folding does; `MEAN` takes the
-mean activation where active, which every kind of dictionary has, and which needs texts. What T was *matched* on, rows
-as they are or folded ones, is another choice than how it is *applied*. A threshold that is not above 0 says nothing of
-size (the feature fires at any): the median of the others stands in.
+mean activation where active, which is defined for every kind of dictionary but needs texts. The rows that T was
+*matched* on, raw or folded, are chosen independently of the units in which it is *applied*. A threshold of 0 or less
+says nothing about size (the feature fires at any activation); the median of the others replaces it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class InMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
-    """A T of k entries a row, beside the decoder rows that it points to."""
+    """A T with k entries per row, and the decoder rows that it points to."""
 
     index: Int[Tensor, "n_source k"]
     value: Float[Tensor, "n_source k"]
@@ -69,7 +69,7 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """A whole product of weights as T: (a b^T) W_dec(B) = a (b^T W_dec(B)), never made n_source by n_target."""
+    """A full product of weights as T: (a b^T) W_dec(B) = a (b^T W_dec(B)), without the [n_source n_target] matrix."""
 
     left: Float[Tensor, "n_source width"]
     scale: Float[Tensor, " n_source"]
@@ -81,21 +81,21 @@ class Product:
 
 
 TransitionMap: TypeAlias = InMemory | Sparse | Product
-"""T W_dec(B): `rows` is what one unit of the activation of each of some source features adds to the prediction."""
+"""T W_dec(B): `rows` gives, for some source features, what one unit of activation of each adds to the prediction."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """The size s of every feature of both sides in one kind of units."""
+    """The size s of every feature on both sides, for one kind of units."""
 
     source: Float[Tensor, " n_source"]
     target: Float[Tensor, " n_target"]
 
 
 def thresholds_as_scale(dictionary: Dictionary) -> Float[Tensor, " n_features"] | None:
-    """What folding divides by, with the median for thresholds that are not above 0; None where there are none.
+    """The thresholds that folding divides by, with the median in place of those of 0 or less; None without thresholds.
 
-    None too where more than half are not above 0: such a dictionary has no scale of that kind.
+    None too if half of them or more are 0 or less: such a dictionary has no scale of that kind.
 
     Raises:
         BadFile: when a threshold is not finite.
@@ -113,9 +113,9 @@ def thresholds_as_scale(dictionary: Dictionary) -> Float[Tensor, " n_features"] 
 def means_as_scale(
     total: Float[Tensor, " n_features"], active: Float[Tensor, " n_features"]
 ) -> Float[Tensor, " n_features"] | None:
-    """The mean activation of each feature where it was active; the median of the others for one that never was.
+    """The mean activation of each feature where active; for features never active, the median of the others.
 
-    None where none was ever active.
+    None if no feature was ever active.
     """
     fired = active > 0
     if not bool(fired.any()):
@@ -125,12 +125,11 @@ def means_as_scale(
 
 
 def check_pair(source: Dictionary, target: Dictionary) -> None:
-    """Refuse two dictionaries between which no transcoder can be made.
+    """Refuse two dictionaries between which no transition can be measured; widths are checked elsewhere.
 
     Raises:
         InvalidArgument: for a transcoder, a dictionary on z, a target that normalises each token, or a target that
             does not come after the source.
-        WidthMismatch: from what uses them, where the two differ in width.
     """
     for dictionary in (source, target):
         if dictionary.is_transcoder:
@@ -159,27 +158,27 @@ def check_pair(source: Dictionary, target: Dictionary) -> None:
 def transition_maps(
     source: Dictionary, target: Dictionary, *, ks: Sequence[int | None] = KS, means: Units | None = None
 ) -> dict[MapVariant, TransitionMap]:
-    """Every variant for a pair of dictionaries; on the device of the target's weights.
+    """Every variant for a pair of dictionaries, on the device of the target's weights.
 
-    Folded variants are left out where a dictionary has no thresholds to fold by, those in units of mean
-    activations where `means` is None, and a k larger than the target.
+    Left out are folded variants if a dictionary has no thresholds to fold by, variants in units of mean activations if
+    `means` is None, and every k above the number of target features.
 
     Args:
-        source: A, which is encoded.
+        source: A, which encodes.
         target: B, which decodes.
-        ks: entries kept in a row, None for all.
+        ks: how many entries of each row are kept, None for all.
         means: mean activations of both sides, measured on texts.
 
     Raises:
         InvalidArgument: as `check_pair` does; for a k below 1.
         WidthMismatch: when the two differ in width.
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor read on first use is bad.
     """
     check_pair(source, target)
     kept = list(dict.fromkeys(k for k in ks if k is None or k <= target.n_features))
     if any(k is not None and k < 1 for k in kept):
         raise InvalidArgument(f"k = {ks} holds a number below 1. Give 1 or more, or all.")
-    # 1. the units that T can be applied in, and the two dictionaries in those that it can be found in
+    # 1. the units that T can be applied in, and the dictionaries, raw and folded, that it can be matched on
     device, W_dec = target.W_dec.device, target.W_dec.float()
     units = _units(source, target, means)
     sides = {Scaling.RAW: (source, target)}
@@ -195,7 +194,7 @@ def transition_maps(
     numbers = [k for k in kept if k is not None]
     for matched, (a, b) in sides.items():
         applied = units if matched is Scaling.RAW else {Scaling.FOLDED: units[Scaling.FOLDED]}
-        # 2. permutations: one that was found on folded rows may be applied in any units
+        # 2. permutations, which may be applied in any units, whatever rows they were matched on
         for weights in (one for one in MapSource if one.one_to_one):
             table = match(a, b, method=weights.value)
             paired = np.isfinite(table.score).astype(np.float32)
@@ -203,7 +202,7 @@ def transition_maps(
                 made[MapVariant(weights, matched=matched, applied=how)] = sparse(table.index, paired, one)
         for weights in (MapSource.DECODERS, MapSource.READS):
             product = "virtual" if weights is MapSource.READS else "decoder-product"  # the method with these scores
-            # 3. the k largest entries of each row; of raw decoders the binary form takes those of unit rows
+            # 3. the k largest entries of each row; for raw decoders the binary form takes them from unit rows
             for binary in (False, True) if numbers else ():
                 cosine = binary and weights is MapSource.DECODERS and matched is Scaling.RAW
                 table = match(a, b, k=max(numbers), method="cosine" if cosine else product)
@@ -213,7 +212,7 @@ def transition_maps(
                     made[variant] = sparse(table.index[:, :k], value[:, :k], one)
             if None not in kept:
                 continue
-            # 4. every entry. What is above 0 does not depend on scales, so folded rows add no binary form
+            # 4. all entries; their signs do not depend on scales, so folded rows add no binary form
             left, right = rows_of(a, EdgeEnd.PARENT, product).rows, rows_of(b, EdgeEnd.CHILD, product).rows
             for how, one in applied.items():
                 scaled = W_dec * one.target[:, None]
@@ -228,7 +227,7 @@ def transition_maps(
 def in_memory(
     maps: Mapping[MapVariant, TransitionMap], n_source: int, d_out: int, most_bytes: int, device: torch.device
 ) -> dict[MapVariant, TransitionMap]:
-    """The same maps, each as a matrix where all of them together take no more than `most_bytes`: faster to apply."""
+    """The same maps as full matrices, which are faster to apply, if all together take at most `most_bytes`."""
     if 4 * len(maps) * n_source * d_out > most_bytes:
         return dict(maps)
     every = torch.arange(n_source, device=device)
@@ -248,7 +247,7 @@ def _units(source: Dictionary, target: Dictionary, means: Units | None) -> dict[
 
 
 def _folded(dictionary: Dictionary, size: Tensor) -> Dictionary:
-    """The dictionary folded by `size`: the same function, with activations in units of it."""
+    """The dictionary folded by `size`: the same function, with activations in units of `size`."""
     rows = size.to(dictionary.W_dec)[:, None]
     activation = dictionary.activation
     return Dictionary(

@@ -1,19 +1,18 @@
-"""One text at one pair of sites: what every map predicts of h_B, and by how much it misses (appendix F).
+"""One text at one pair of sites: what every map predicts for h_B, and its error (appendix F).
 
     explained variance = 1 - sum |h_B - prediction|^2 / sum |h_B - mean|^2
 
-Both sums run over tokens and over all dimensions together (the variance of a dimension counts by its size). Special
-tokens, the begin-of-text token above all, and positions that are massive at either end (`sources.massive`) are left
-out: their hidden states are far larger than all others and would decide both sums. The mean is that of all tokens that
-are measured; the mean that is a prediction (`MEAN`) is that of the texts for fitting, and explains a little less than
-nothing.
+Both sums run over tokens and over all dimensions together, so dimensions count in proportion to their variance. Special
+tokens, above all the begin-of-text token, and positions that are massive at either end (`sources.massive`) are left
+out: their hidden states are far larger than all others and would dominate both sums. The mean is taken over all tokens
+that are measured; the baseline `MEAN` predicts the mean of the texts for fitting, so its explained variance is slightly
+below 0.
 
-On some texts a layer is skipped through a map: the test of SAE Match (Balagansky et al. 2024, arXiv 2410.07656,
-section 4). The output of the blocks between A and B is replaced by what the map predicts from h_A; the rest of the
-model runs on. The loss is compared with that of the model left alone, with plainly skipping the blocks (h_A in place of
-h_B), with the reconstruction of h_B by its own dictionary, and with the mean in place of h_B. Tokens that are left out
-keep their own hidden states, without which every model fails: what is measured is the skipped layer, not the lost
-begin-of-text token.
+On some texts a layer is skipped through a map, the test of SAE Match (Balagansky et al. 2024, arXiv 2410.07656,
+section 4): h_B is replaced by what the map predicts from h_A, and the rest of the model runs on. The loss is compared
+with that of the unmodified model, of skipping the blocks (h_A in place of h_B), of the reconstruction of h_B by its own
+dictionary, and of the mean in place of h_B. Tokens that are left out keep their own hidden states, without which every
+model fails, so that the skipped layer is measured and not the loss of the begin-of-text token.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ from saeflow.sources.tokens import Tokens
 LEAST_SQUARES, AFFINE = "least squares", "affine map of h"
 RECONSTRUCTION, OWN, IDENTITY, MEAN = "reconstruction", "source reconstruction", "identity", "mean"
 _LOGITS_AT_ONCE: Final = 1 << 27
-"""Logits of one pass at most: half a gigabyte in float32."""
+"""The most logits in one pass: half a gigabyte in float32."""
 BASELINES: Final = (RECONSTRUCTION, LEAST_SQUARES, AFFINE, OWN, IDENTITY, MEAN)
-"""What is no transition matrix of the weights, in the order of tables."""
+"""The predictions that use no transition matrix from weights, in table order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ends:
-    """What stands at both ends of a pair on some tokens.
+    """The hidden states at both ends of a pair, on some tokens.
 
     Attributes:
-        h: the stream at A, as the model has it.
-        z: activations of A's dictionary there.
-        truth: the stream at B; centred where B's dictionary reads it so.
+        h: the hidden states at A, as in the model.
+        z: the activations of A's dictionary on them.
+        truth: the hidden states at B, centred if B's dictionary reads them centred.
     """
 
     h: Float[Tensor, "n width"]
@@ -63,14 +62,14 @@ class DictionaryPair:
     """Two dictionaries, A before B.
 
     Raises:
-        WidthMismatch: when their tensors differ in width.
+        WidthMismatch: when their hidden states differ in width.
     """
 
     source: Dictionary
     target: Dictionary
 
     def __post_init__(self) -> None:
-        """Refuse widths that differ."""
+        """Refuse different widths."""
         if self.source.d_in != self.target.d_in:
             raise WidthMismatch(
                 f"{self.source.site} is {self.source.d_in} wide and {self.target.site} {self.target.d_in}. A "
@@ -79,42 +78,42 @@ class DictionaryPair:
 
     @property
     def sites(self) -> tuple[Site, Site]:
-        """Where A and B are."""
+        """The sites of A and B."""
         return self.source.site, self.target.site
 
     @property
     def name(self) -> str:
-        """`0/res > 1/res`, as rows of results have it."""
+        """The name in rows of results: `0/res > 1/res`."""
         return f"{self.sites[0]} > {self.sites[1]}"
 
     def measured(self, captured: Captured, real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Which of the real tokens are massive at neither end."""
+        """Which of the real tokens are measured: those that are massive at neither end."""
         return ordinary(captured[self.source.point], real) & ordinary(captured[self.target.point], real)
 
     def ends(self, captured: Captured, real: Bool[Tensor, "batch pos"]) -> Ends:
-        """What a forward pass held at both ends, on the real tokens."""
+        """The hidden states of a forward pass at both ends, on the tokens that `real` selects."""
         with torch.no_grad():
             h = captured[self.source.point][real]
             z = self.source.encode(h).float()
             return Ends(h.float(), z, self.centred(captured[self.target.point][real]))
 
     def centred(self, h: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """The stream at B as its dictionary sees it, in float32."""
+        """Hidden states at B as its dictionary reads them, in float32."""
         return self.target.preprocessing.prepare(h.to(self.target.W_enc.dtype))[0].float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What was learned on the texts for fitting.
+    """The fit of one pair.
 
     Attributes:
-        mean: of h_B, on the texts for fitting.
-        centre: of h_B, on the texts that are measured: what the variance is about.
+        mean: mean of h_B on the texts for fitting.
+        centre: mean of h_B on the texts that are measured, about which the variance is taken.
         least_squares: T W_dec(B) of ridge regression.
         affine: rows of the best affine map of h_A, the constant last.
-        units: mean activations of both sides; None where some dictionary was never active.
-        scales: for each variant the factor that suits it best on the texts for validation.
-        facts: strengths that were chosen, numbers of tokens, and how many were left out as massive.
+        units: mean activations of both sides; None if one of the dictionaries was never active.
+        scales: for each variant, the scale factor that is best on the texts for validation.
+        facts: the chosen ridge strengths, numbers of tokens, and how many were left out as massive.
     """
 
     mean: Float[Tensor, " d_out"]
@@ -128,7 +127,7 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Sums over the tokens of a text, of what one map adds to b_dec(B).
+    """Sums over some tokens that give the error of a map's prediction, taken without b_dec(B), at any scale.
 
     Attributes:
         along: sum of (h_B - b_dec) . prediction.
@@ -139,12 +138,12 @@ class Sums:
     square: float
 
     def missed(self, whole: float, scale: float = 1.0) -> float:
-        """Sum of |h_B - b_dec - scale * prediction|^2, where `whole` is that of |h_B - b_dec|^2; never below 0."""
+        """Sum of |h_B - b_dec - scale * prediction|^2, given `whole`, the sum of |h_B - b_dec|^2; at least 0."""
         return max(0.0, whole - 2 * scale * self.along + scale * scale * self.square)
 
 
 def written(ends: Ends, one: TransitionMap) -> Float[Tensor, "n d_out"]:
-    """z T W_dec(B): the prediction without b_dec(B). Only rows of features that are active are made."""
+    """z T W_dec(B): the prediction without b_dec(B). Only rows of active features are computed."""
     used = torch.nonzero(ends.z.any(dim=0)).flatten()
     return ends.z[:, used] @ one.rows(used)
 
@@ -160,7 +159,7 @@ def sums(ends: Ends, rest: Float[Tensor, "n d_out"], maps: Mapping[str, Transiti
 
 
 def baselines(pair: DictionaryPair, ends: Ends, fitted: Fitted) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
-    """Predictions of h_B that use no transition matrix of the weights."""
+    """The predictions of h_B that use no transition matrix from weights."""
     device = ends.truth.device
     source, target = pair.source, pair.target
     yield RECONSTRUCTION, target.decode(target.encode(ends.truth)).float()
@@ -181,11 +180,11 @@ _DECODERS: Final = {
     Scaling.RAW: {(1, True), (2, True), (1, False), (2, False), (5, False), (10, False)},
     Scaling.FOLDED: {(1, True), (2, False)},
 }
-"""Of the decoders' product: entries kept, and whether they are binary."""
+"""The variants of W_dec W_dec that a layer is skipped through: entries kept, and whether they are binary."""
 
 
 def is_run(variant: MapVariant) -> bool:
-    """Whether a layer is skipped through this variant: those that the paper names, and a few around them."""
+    """Whether a layer is skipped through this variant: true for those in the paper and a few similar ones."""
     if variant.matched is not Scaling.RAW or variant.applied is Scaling.MEAN:
         return False
     raw = variant.applied is Scaling.RAW
@@ -205,19 +204,19 @@ def loss_through(
     maps: Mapping[str, TransitionMap],
     fitted: Fitted,
 ) -> dict[str, float]:
-    """Mean next-token loss of one text in nats, with each prediction in place of h_B, and left alone (`CLEAN`).
+    """Mean next-token loss of one text in nats, with each prediction in place of h_B, and unmodified (`CLEAN`).
 
     Args:
         model: the model.
         pair: the dictionaries.
         tokens: one text.
-        real: its tokens that are replaced.
-        ends: what stands at both ends on those.
-        maps: by name.
-        fitted: the regressions.
+        real: which of its tokens are replaced.
+        ends: the hidden states at both ends on those tokens.
+        maps: the maps by name.
+        fitted: the fit of the pair.
 
     Raises:
-        InvalidArgument: for other than one text of two tokens or more.
+        InvalidArgument: unless there is exactly one text, of two tokens or more.
     """
     if len(tokens.input_ids) != 1 or tokens.input_ids.shape[1] < 2:
         raise InvalidArgument(

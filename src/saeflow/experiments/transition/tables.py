@@ -2,7 +2,8 @@
 
     rows -> measured: one line per text, pair and map -> Explained -> tables
 
-Every number is a ratio of sums over tokens; its interval is of texts. "all pairs" is their mean, each counted once.
+Every number is a ratio of sums over tokens; its interval treats texts as the independent units. "all pairs" is the
+unweighted mean over pairs.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _ABOUT = "n counts tokens; intervals are of texts; all pairs: their mean."
 
 
 def measured(rows: Iterable[Row]) -> pd.DataFrame:
-    """What every map missed, one line for each text, pair and map, from the rows of a results folder.
+    """The error of every map, one line per text, pair and map, from the rows of a results folder.
 
     Columns: dataset, text, pair, tokens, total (squared distance from the mean), map, missed (squared error), scaled
-    (the same with a fitted factor), loss (of the text, with the prediction in place of the layer) and clean (of the
-    model left alone), both in nats and missing where no loss was measured.
+    (squared error with the fitted scale factor), loss (of the text, with the prediction in place of h_B) and clean (the
+    loss of the unmodified model), both in nats and missing where no loss was measured.
 
     Raises:
-        InvalidArgument: when there is no row.
+        InvalidArgument: when there are no rows.
     """
     lines = [
         {name: row[name] for name in (*TEXT, "pair", "tokens", "total")}
@@ -56,13 +57,13 @@ class Explained:
     """Explained variance, 1 - sum missed / sum total, of every map at every pair, and its mean over pairs.
 
     Attributes:
-        pairs: in the order of the rows.
-        shown: what tables show: all pairs first where there are several.
-        maps: in the order of the rows.
+        pairs: the pairs, in the order of the rows.
+        shown: the pairs that tables show, preceded by "all pairs" if there are several.
+        maps: the maps, in the order of the rows.
     """
 
     def __init__(self, lines: pd.DataFrame, missed: str = "missed") -> None:
-        """From lines of `measured`, or others with the columns `missed` and total."""
+        """Read lines of `measured`, or others like them, with the errors in the column that `missed` names."""
         self.pairs, self.maps = lines["pair"].unique().tolist(), lines["map"].unique().tolist()
         self.shown = [ALL, *self.pairs] if len(self.pairs) > 1 else self.pairs
         self._missed = lines.pivot(index=TEXT, columns=["map", "pair"], values=missed)
@@ -73,7 +74,7 @@ class Explained:
         self._datasets = pd.factorize(self._total.index.get_level_values("dataset"))[0]
 
     def at(self, pair: str, name: str, less: str | None = None) -> Estimate:
-        """The explained variance of a map at a pair, or of all pairs, less that of another where one is named."""
+        """The explained variance of a map at a pair, or over all pairs, minus that of the map `less`, if given."""
         pairs = self.pairs if pair == ALL else [pair]
         columns = [self._missed.reindex(columns=[(one, p) for p in pairs]) for one in (name, less) if one is not None]
         sums = np.stack([*columns, self._total[pairs]], -1)
@@ -85,13 +86,13 @@ class Explained:
         return Tally(sums, self._datasets).estimate(of, sizes=sums[..., -1])
 
     def maps_at(self, pair: str) -> list[str]:
-        """What was measured at a pair: folding is not possible everywhere."""
+        """The maps that were measured at a pair, or at all pairs; folded maps are not possible everywhere."""
         pairs = self.pairs if pair == ALL else [pair]
         known = self._missed.notna().all()
         return [name for name in self.maps if all(known.get((name, one), False) for one in pairs)]
 
     def n(self, pair: str) -> int:
-        """Tokens of a pair; of all pairs the most that one has."""
+        """The number of tokens of a pair; for all pairs, the largest number."""
         return int(self._tokens[self.pairs if pair == ALL else [pair]].sum().max())
 
 
@@ -117,7 +118,7 @@ def summarize_transition(results: Results) -> dict[str, SummaryTable]:
 
 
 def permutations(maps: pd.DataFrame) -> SummaryTable:
-    """Figure 23: permutations, the best cosine, and baselines. `maps` has pair, map and the numbers of each."""
+    """Figure 23: permutations, the best cosine, and baselines. `maps` has pair, map, and the columns `_EV`."""
     rows: list[list[Any]] = []
     for line in maps.astype(object).to_dict("records"):
         variant, cells = MapVariant.of(line["map"]), [line[name] for name in _EV]
@@ -161,11 +162,11 @@ def top_k(maps: pd.DataFrame) -> SummaryTable:
 
 
 def losses(lines: pd.DataFrame) -> list[SummaryTable]:
-    """The loss table; none where no loss was measured."""
+    """The loss table, in a list; an empty list if no loss was measured."""
     lines = lines[lines["clean"].notna()]
     if lines.empty:
         return []
-    # a loss change is a ratio of sums too: 1 - (1 - x)
+    # a loss change x is an explained variance too: 1 - (1 - x)
     kept = lines["tokens"] - lines["tokens"] * (lines["loss"] - lines["clean"])
     explained = Explained(lines.assign(kept=kept, total=lines["tokens"].astype(np.float64)), "kept")
     each = lines.drop_duplicates([*TEXT, "pair"]).assign(clean=lambda frame: frame["clean"] * frame["tokens"])
@@ -199,7 +200,7 @@ def losses(lines: pd.DataFrame) -> list[SummaryTable]:
 
 
 def paired(explained: Explained) -> SummaryTable:
-    """Differences between maps on the same tokens."""
+    """Differences in explained variance between maps on the same tokens."""
     cosine, plain = "decoders/1/binary/RAW/", "permutation/1/binary/RAW/"
     bias = "permutation-encoder-bias/1/binary/"
     pairs = [
@@ -242,7 +243,7 @@ def paired(explained: Explained) -> SummaryTable:
 
 
 def fits(facts: dict[str, dict[str, Any]]) -> SummaryTable:
-    """What was fitted at each pair."""
+    """The ridge strengths and token counts of the fit at each pair."""
     names = ("least_squares_strength", "affine_strength", "fit_tokens", "validation_tokens", "massive_tokens")
     return SummaryTable.of(
         "transition_fits",

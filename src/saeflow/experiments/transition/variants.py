@@ -1,4 +1,4 @@
-"""Ways to make and apply T, by the names that rows of results have, and what a fit says of itself. No torch."""
+"""Variants of the transition matrix T, by the names used in rows of results, and the facts of a saved fit. No torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from saeflow.ids import Site
 from saeflow.reading import parse_json, safetensors
 
 CLEAN: Final = "clean"
-"""The model left alone, among the losses of a row."""
+"""The key of the unmodified model among the losses of a row."""
 
 KEY: Final = "fit"
-"""The one entry of a fit's header."""
+"""The only metadata entry in the file of a fit."""
 
 
 class MapSource(enum.StrEnum):
-    """What T is read from."""
+    """The weights or matching that T is made from."""
 
     PERMUTATION = "permutation"
     PERMUTATION_ENCODER = "permutation-encoder"
@@ -33,12 +33,12 @@ class MapSource(enum.StrEnum):
 
     @property
     def one_to_one(self) -> bool:
-        """Whether it is a permutation."""
+        """Whether T is a permutation."""
         return self.value.startswith("permutation")
 
     @property
     def label(self) -> str:
-        """As tables have it."""
+        """The name in tables."""
         return {
             "permutation-encoder": "permutation + encoder",
             "permutation-encoder-bias": "permutation + encoder + b_enc",
@@ -48,7 +48,7 @@ class MapSource(enum.StrEnum):
 
 
 class Scaling(enum.StrEnum):
-    """In what units activations and rows are taken."""
+    """The units of activations and rows."""
 
     RAW = "raw"
     FOLDED = "folded"
@@ -60,11 +60,11 @@ class MapVariant:
     """One way to make and apply T.
 
     Attributes:
-        source: what T is read from.
-        k: entries kept in a row, None for all; 1 for a permutation.
-        binary: entries above 0 become 1, the others 0.
-        matched: the rows T was found on, `RAW` or `FOLDED`.
-        applied: the units T is applied in.
+        source: what T is made from.
+        k: how many entries of each row are kept, None for all; 1 for a permutation.
+        binary: whether entries above 0 become 1 and the others 0.
+        matched: the rows that T was found on, `RAW` or `FOLDED`.
+        applied: the units that T is applied in.
     """
 
     source: MapSource
@@ -75,15 +75,15 @@ class MapVariant:
 
     @property
     def name(self) -> str:
-        """The variant in one word, as rows of results have it: `decoders/1/binary/RAW/FOLDED`."""
+        """The variant as a key in rows of results: `decoders/1/binary/RAW/FOLDED`."""
         return "/".join((self.source, str(self.k or "all"), self.entries, self.matched.name, self.applied.name))
 
     @staticmethod
     def of(name: str) -> MapVariant | None:
-        """The inverse of `name`; None for a baseline, which is no transition matrix of the weights.
+        """The inverse of `name`; None for a baseline, which is not a transition matrix from weights.
 
         Raises:
-            InvalidArgument: for a name that is neither.
+            InvalidArgument: for a name with "/" that is not a variant.
         """
         if "/" not in name:
             return None
@@ -97,12 +97,12 @@ class MapVariant:
 
     @property
     def entries(self) -> str:
-        """What an entry of T is: binary, or values."""
+        """The kind of entries that T has: "binary" or "values"."""
         return "binary" if self.binary else "values"
 
     @property
     def is_cosine(self) -> bool:
-        """Whether it is the best cosine, as 1."""
+        """Whether T has a 1 at each feature's best cosine match."""
         return (self.source, self.k, self.binary, self.matched) == (MapSource.DECODERS, 1, True, Scaling.RAW)
 
     @property
@@ -119,16 +119,16 @@ class MapVariant:
 
 
 def fit_path(folder: Path, pair: tuple[Site, Site]) -> Path:
-    """Where the fit of a pair is in a results folder."""
+    """The path of the fit of a pair in a results folder."""
     a, b = (f"{site.layer}.{site.part.value}" for site in pair)
     return folder / "fits" / f"{a}-{b}.safetensors"
 
 
 def read_facts(folder: Path, pair: str) -> dict[str, Any]:
-    """`facts` and `scales` of the fit of a pair, named as in rows: `0/res > 1/res`.
+    """`facts` and `scales` from the fit of a pair, which is named as in rows: `0/res > 1/res`.
 
     Raises:
-        BadFile: when it is missing or cannot be read.
+        BadFile: when the file is missing or cannot be read.
     """
     a, b = pair.split(" > ")
     path = fit_path(folder, (Site.parse(a), Site.parse(b)))

@@ -1,4 +1,4 @@
-"""Reading dictionaries from disk: one module per format, `load` picks by what is there.
+"""Read dictionaries from disk: one module per format; `load` picks the reader by the files it finds.
 
     saeflow          release.json, one .safetensors per site            a mapping from site to Dictionary
     sae-lens v6      cfg.json, sae_weights.safetensors                one Dictionary
@@ -8,14 +8,14 @@
     sparsify         cfg.json, sae.safetensors                        one
     dictionary_learning  config.json, ae.pt                           one
     OpenMOSS         config.json, sae_weights.safetensors             one
-    circuit-tracer   config.yaml, layer_L.safetensors                 one a file
-    Qwen Scope       layerL.sae.pt                                    one a file
-    Goodfire         ...-SAE-lL.pth                                   one a file
+    circuit-tracer   config.yaml, layer_L.safetensors                 one per file
+    Qwen Scope       layerL.sae.pt                                    one per file
+    Goodfire         ...-SAE-lL.pth                                   one per file
 
-A .safetensors file may be in parts, `sae_weights-00001-of-00002.safetensors`.
+A .safetensors file may be sharded, `sae_weights-00001-of-00002.safetensors`.
 
-Any other folder is searched for these. Only headers are read; each Dictionary reads a tensor at its first
-use. Transcoders are dictionaries at the site they write.
+Any other folder is searched for these. Opening reads only headers; each Dictionary reads a tensor at its first
+use. A transcoder is a dictionary at the site it writes to.
 """
 
 from __future__ import annotations
@@ -65,17 +65,18 @@ _FILES: Final[tuple[tuple[re.Pattern[str], Reader], ...]] = (
     (named_pt.QWEN_SCOPE, named_pt.read_qwen_scope),
     (named_pt.SAE_L, named_pt.read_sae_l),
 )
-"""Formats of which a folder holds several, one a file."""
+"""Formats with one SAE per file, of which a folder may hold several."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is under a folder.
+    """The dictionaries found under a folder.
 
     Attributes:
-        openers: by site, in order of computation, what opens its dictionary. Where several SAEs are at one site,
-            what refuses with InvalidArgument, naming them.
-        left_out: by folder, relative to the one searched, why the SAE in it has no place among them.
+        openers: for each site, in order of computation, a function that opens its dictionary. Where several SAEs
+            share the site, it raises InvalidArgument, naming them.
+        left_out: why SAEs were left out, by their path relative to the folder searched, or by their entry in the
+            manifest of a saeflow folder.
     """
 
     openers: Mapping[Site, Callable[[], Dictionary]]
@@ -83,16 +84,16 @@ class Found:
 
 
 def load(path: Path | str, site: Site | None = None, *, pattern: str = "") -> Dictionary | Mapping[Site, Dictionary]:
-    """Read what is at `path`: one Dictionary from the files of one SAE, a mapping from a folder of several.
+    """Open what is at `path`: a Dictionary for a single SAE, a mapping from site to Dictionary for a folder of several.
 
-    `site` says where a single SAE belongs when its files do not; for a folder of several it picks one, and
-    `pattern` picks by the names of folders, as `discover` does.
+    For a single SAE, `site` overrides the site stated by its files, or supplies a missing one. For a folder of
+    several, `site` picks one, and `pattern` selects by folder name, as in `discover`.
 
     Raises:
-        UnsupportedFormat: when no reader knows what is there, or nothing says the site; the message lists
-        formats. BadFile: when a file is truncated, lacks a tensor or has one of the wrong shape.
+        UnsupportedFormat: when no reader knows the files, or nothing states the site; the message lists formats.
+        BadFile: when a file is truncated, lacks a tensor or has one of the wrong shape.
         UnknownSite: when `site` is given and a folder of several lacks it.
-        InvalidArgument: when `path` does not exist, the pattern fits nothing, or several SAEs are at one site.
+        InvalidArgument: when `path` does not exist, the pattern matches nothing, or several SAEs share a site.
     """
     path = Path(path)
     single = _single(path)
@@ -111,19 +112,19 @@ def load(path: Path | str, site: Site | None = None, *, pattern: str = "") -> Di
 
 
 def discover(path: Path | str, pattern: str = "") -> Found:
-    """Every site under a folder, each with what opens its dictionary. Reads headers only.
+    """Find every dictionary under a folder. Reads headers only.
 
-    An SAE at no site of saeflow, or with a bad file, is left out and spoils nothing else.
+    An SAE that sits at no saeflow site, or whose file is bad, is left out without affecting the others.
 
     Args:
         path: a folder, or a file of one SAE.
-        pattern: keeps the SAEs whose folder it fits, as a shell would: `*/trainer_1`, or the end of the path alone.
-            A saeflow folder has no folders; there it fits sites, `*/res`.
+        pattern: a shell pattern; keeps the SAEs whose folder path, or the end of it, matches, such as `*/trainer_1`.
+            A saeflow folder has no subfolders; there the pattern is matched with sites, such as `*/res`.
 
     Raises:
-        UnsupportedFormat: when nothing under the folder is of a known format, or none is at a site.
-        BadFile: when there is one SAE alone and its file is bad.
-        InvalidArgument: when `path` does not exist, or the pattern fits nothing.
+        UnsupportedFormat: when nothing under the folder has a known format, or no SAE sits at a site.
+        BadFile: when there is only one SAE and its file is bad.
+        InvalidArgument: when `path` does not exist, or the pattern matches nothing.
     """
     path = Path(path)
     if not path.exists():
@@ -164,7 +165,7 @@ def discover(path: Path | str, pattern: str = "") -> Found:
 
 
 def left_out_sentence(left_out: Mapping[str, str], most: int = 3) -> str:
-    """` Left out: embed (...).`, with the first sentence of each reason; empty where nothing was."""
+    """` Left out: embed (...).`, with the first sentence of each reason; empty where nothing was left out."""
     if not left_out:
         return ""
     named = [f"{name} ({first_sentence(why)})" for name, why in list(left_out.items())[:most]]
@@ -173,7 +174,7 @@ def left_out_sentence(left_out: Mapping[str, str], most: int = 3) -> str:
 
 
 def first_sentence(why: str) -> str:
-    """The first sentence of a refusal, without the path it begins with."""
+    """The first sentence of an error message, without the path it begins with."""
     return why.split(": ", 1)[-1].split(". ", maxsplit=1)[0].rstrip(".")
 
 
@@ -189,7 +190,7 @@ def _only(path: Path, site: Site, there: Mapping[str, Dictionary]) -> Dictionary
 
 
 def _name(path: Path, place: Path) -> str:
-    """What a pattern is held against: the folder of an SAE, or its file where it is one of several there."""
+    """The name that patterns are matched with: the folder of an SAE, or its file where the folder holds several."""
     folder = place.parent if place.name == gemma_scope.PARAMS else place
     return (folder.relative_to(path) if folder.is_relative_to(path) else Path()).as_posix()
 
@@ -223,7 +224,7 @@ def _singles(path: Path) -> list[tuple[Reader, Path]]:
 
 
 def _single(path: Path) -> tuple[Reader, Path] | None:
-    """The reader of the one SAE at `path`, a folder or one of its files, and what to give it."""
+    """The reader of the single SAE at `path`, a folder or one of its files, and the path to pass to that reader."""
     folder = path.parent if path.is_file() else path
     if path.is_file() and path.name == llama_scope.WEIGHTS.name and folder.name == llama_scope.WEIGHTS.parent.name:
         folder = folder.parent
@@ -254,7 +255,7 @@ def _single(path: Path) -> tuple[Reader, Path] | None:
 
 
 def _of_name(file: Path) -> tuple[Reader, Path] | None:
-    """The reader of a file that is an SAE of its own."""
+    """The reader of a file that holds a whole SAE, recognised by its name."""
     return next(((reader, file) for names, reader in _FILES if names.fullmatch(file.name)), None)
 
 

@@ -1,17 +1,17 @@
-"""Transcoder sets of circuit-tracer: config.yaml, and a layer_L.safetensors for each layer.
+"""circuit-tracer transcoder sets: config.yaml and one layer_L.safetensors per layer.
 
-    W_enc [n_features d_in]   b_enc   W_dec [n_features d_out]   b_dec   W_skip [d_out d_in] or none
+    W_enc [n_features d_in]   b_enc   W_dec [n_features d_out]   b_dec   W_skip [d_out d_in] (optional)
     activation_function.threshold [n_features] (JumpReLU)
 
     pre = h @ W_enc^T + b_enc;   h' = acts @ W_dec + b_dec (+ h @ W_skip^T)
 
-config.yaml names what is read and written by what follows `blocks.L.` in TransformerLens (`feature_input_hook`,
-`feature_output_hook`) and the model, and may name the activation: `topk` with `k`, or `relu`. Otherwise it is JumpReLU
-where there are thresholds, and ReLU where there are none. Under topk, circuit-tracer keeps the k largest even where
-they are negative; those are 0 here. Read in circuit-tracer 0.5.0 (`single_layer_transcoder.py`, `hf_utils.py`).
+config.yaml names the model and the tensors read and written (`feature_input_hook`, `feature_output_hook`), as
+TransformerLens hooks without `blocks.L.`. It may name the activation: `topk` with `k`, or `relu`. Otherwise it is
+JumpReLU where thresholds are stored, and ReLU where they are not. Under topk, circuit-tracer keeps the k largest even
+where they are negative; here those are 0. Based on circuit-tracer 0.5.0 (`single_layer_transcoder.py`, `hf_utils.py`).
 
-Cross-layer transcoders (W_enc_L.safetensors and W_dec_L.safetensors; params_layer_L.safetensors of Gemma Scope 2)
-have for each feature a row in every layer that it writes, W_dec [n_features layers d_out], not one direction at a site.
+Cross-layer transcoders (W_enc_L.safetensors and W_dec_L.safetensors; params_layer_L.safetensors in Gemma Scope 2) are
+refused: a feature has a row in every layer it writes to, W_dec [n_features layers d_out], not one direction at a site.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _THRESHOLD: Final = "activation_function.threshold"
 
 
 def read_circuit_tracer(file: Path, site: Site | None = None) -> Dictionary:
-    """The transcoder of one layer; reads headers only. `site` overrides the layer of the file's name.
+    """Open the transcoder of one layer; reads headers only. `site` overrides the layer in the file name.
 
     Raises:
-        BadFile: when config.yaml or the tensors are not as the format says.
-        UnsupportedFormat: when there is no config.yaml, or it leads from elsewhere than an MLP's input to its output.
+        BadFile: when config.yaml or the tensors do not follow the format.
+        UnsupportedFormat: when there is no config.yaml, or the transcoder does not map an MLP's input to its output.
     """
     path = file.parent / CONFIG
     if not path.is_file():
@@ -76,7 +76,7 @@ def read_circuit_tracer(file: Path, site: Site | None = None) -> Dictionary:
 
 
 def refuse_cross_layer(file: Path, site: Site | None = None) -> Dictionary:  # noqa: ARG001  (a reader)
-    """Say why a cross-layer transcoder is not read.
+    """Refuse a cross-layer transcoder and say why.
 
     Raises:
         UnsupportedFormat: always.

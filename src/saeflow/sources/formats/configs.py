@@ -1,4 +1,4 @@
-"""JSON and YAML files next to the tensors: read as an object, and entries of one kind taken from it."""
+"""Configurations next to the tensors: read JSON and YAML objects, and take checked numbers from them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from saeflow.errors import BadFile
 
 _MOST: Final = 1e18
 _LONGEST: Final = 1 << 17
-"""Bytes of YAML, of which a parser in Python reads some 50,000 a second."""
+"""Most bytes of YAML that are read; its parser is written in Python and reads some 50,000 per second."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises BadFile when the file cannot be read or holds something else."""
+    """Read a JSON object from a file. Raises BadFile when the file cannot be read or holds anything else."""
     try:
         data: Any = reading.read_json(path)
     except (OSError, ValueError) as error:
@@ -26,10 +26,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The entries of a YAML object that are one value each; lists and objects in it are left out.
+    """Read the strings, numbers and nulls of a YAML object; lists and nested objects are left out.
 
     Raises:
-        BadFile: when the file cannot be read, is larger than a configuration, or holds something else.
+        BadFile: when the file cannot be read, is too large for a configuration, or holds anything else.
     """
     import yaml
 
@@ -43,10 +43,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def positive_number(config: Mapping[str, Any], key: str, where: str | Path) -> float:
-    """A number above 0, of a size that products of two such numbers fit into float32.
+    """A number between 1e-18 and 1e18, so that the product of two such numbers fits into float32.
 
     Raises:
-        BadFile: when the entry is missing or something else.
+        BadFile: when the entry is missing or anything else.
     """
     value = config.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 1 / _MOST < value < _MOST:
@@ -55,7 +55,7 @@ def positive_number(config: Mapping[str, Any], key: str, where: str | Path) -> f
 
 
 def count(config: Mapping[str, Any], key: str, where: str | Path, *, least: int = 1) -> int:
-    """An integer of `least` or more. Raises BadFile when the entry is missing or something else."""
+    """An integer of `least` or more. Raises BadFile when the entry is missing or anything else."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise BadFile(f"{where}: {key} is {value!r}, expected an integer of {least} or more. Fetch the file again.")

@@ -1,4 +1,4 @@
-"""dictionary_learning folders: ae.pt (a state dict) and config.json, of every dict_class that is one SAE.
+"""dictionary_learning folders: ae.pt (a state dict) and config.json, for every dict_class that is a single SAE.
 
     AutoEncoder             bias          encoder.{weight,bias}  decoder.weight   relu, h - bias
     AutoEncoderNew          decoder.bias  encoder.{weight,bias}  decoder.weight   relu
@@ -10,10 +10,11 @@
 
     encoder.weight, W_dec [n_features d_in]      decoder.weight, W_enc [d_in n_features]
 
-Activations are those of the weights as the file has them. The library's own `from_pretrained` can multiply them by
-the norms of the decoder rows (which versions do differs); reconstruction and directions are the same.
-A file without a config.json, or with one that names no class, is known by its tensors where they leave no doubt.
-The site is the layer of config.json and the name of the submodule, or the folder's: `mlp_out_layer3`.
+Activations are those of the weights as stored. The library's own `from_pretrained` can multiply them by the norms of
+the decoder rows (whether it does depends on the version); reconstruction and directions are the same.
+Where config.json is missing or names no class, the class is inferred from the tensors if they are unambiguous.
+The site comes from the submodule's name in config.json, or else from a folder's, such as `mlp_out_layer3`; the layer
+in config.json must agree.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _PARAMETERS: Final = {
 
 @dataclass(frozen=True)
 class _Class:
-    """How a class keeps its tensors, its activation, and whether its decoder bias is subtracted first."""
+    """How a class stores its tensors, its activation, and whether it subtracts its decoder bias from the input."""
 
     layout: Mapping[str, Stored]
     activation: ActivationKind
@@ -104,11 +105,11 @@ _PARTS: Final = {
 
 
 def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of a folder with an ae.pt; reads names and shapes only. `site` overrides config.json.
+    """Open the dictionary in a folder with an ae.pt; reads names and shapes only. `site` overrides config.json.
 
     Raises:
-        BadFile: when ae.pt or config.json is not as the format says, or ae.pt would run code.
-        UnsupportedFormat: for another dict_class, or where nothing says the site.
+        BadFile: when ae.pt or config.json does not follow the format, or loading ae.pt would run code.
+        UnsupportedFormat: for any other dict_class, or when nothing states the site.
     """
     path = folder / CONFIG
     config = read_json(path) if path.is_file() else {}
@@ -121,18 +122,18 @@ def read_dictionary_learning(folder: Path, site: Site | None = None) -> Dictiona
 def learned_dictionary(
     trainer: Mapping[str, Any], file: TorchFile | LoadedTensors, site: Site, *, where: Path
 ) -> Dictionary:
-    """The dictionary of what is said of its trainer (`dict_class`, `k`) and its state; `where` is for messages.
+    """Make a dictionary from its trainer's configuration (`dict_class`, `k`) and tensors; `where` is for messages.
 
     Raises:
-        BadFile: when the two do not go together.
-        UnsupportedFormat: for another class.
+        BadFile: when the two do not fit together.
+        UnsupportedFormat: for any other class.
     """
-    # 1. the class: as it is named, or as the tensors leave no doubt
+    # 1. the class: the one named, or else the one that the tensors identify
     name = trainer.get("dict_class")
     if name is None:
         name = next((made for sign, made in _TELLTALES.items() if sign in file.shapes), None)
     two_classes = name is None and {stored.name for stored in _LINEAR.values()} <= set(file.shapes)
-    if two_classes:  # they differ in their activation alone
+    if two_classes:  # AutoEncoderTopK and BatchTopKSAE, which differ only in their activation
         name = "AutoEncoderTopK"
     if not isinstance(name, str) or name not in _CLASSES:
         raise UnsupportedFormat(
@@ -143,6 +144,7 @@ def learned_dictionary(
 
     # 2. its tensors
     layout = dict(made.layout)
+    # a batch top-k class may store its tensors in the other layout
     if made.activation is ActivationKind.BATCHTOPK and layout["W_enc"].name not in file.shapes:
         layout = dict(_PARAMETERS if layout["W_enc"].name == "encoder.weight" else _LINEAR)
     weights = FileWeights(file, layout)
@@ -159,7 +161,7 @@ def learned_dictionary(
         weights=gated_weights(weights) if made.gated else weights,
         activation=activation,
         preprocessing=Preprocessing(subtract_b_dec=made.subtracts),
-        # parts are named as `mlp_out`, what the module returns, whatever the model does with it
+        # `mlp_out` and `attn_out` are what the module returns, even in models that apply a norm before adding it
         training=TrainingInfo(View.OWN if site.part is Part.RES else View.MODULE),
     )
 
@@ -187,7 +189,7 @@ def _activation(
 
 
 def _site(folder: Path, config: Mapping[str, Any], trainer: Mapping[str, Any]) -> Site:
-    """The site from the names of the submodule and of the folders, and the layer of the trainer."""
+    """The site named by the submodule, or else by the innermost folder that names one; must agree with the layer."""
     buffer = config.get("buffer")
     side = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
     submodule, layer = trainer.get("submodule_name"), trainer.get("layer")

@@ -1,7 +1,7 @@
-"""FileWeights: where a file keeps the tensors of one SAE, and those tensors turned so that rows are features.
+"""FileWeights: the tensors of one SAE, found in a file and transposed so that rows are features.
 
-Between a file of named tensors and a Dictionary: each reader says in a `layout` what its format calls a
-tensor and which way round it is, and this does the turning. Shapes are checked from headers when a
+It stands between a file of named tensors and a Dictionary: each reader states in a `layout` what its format
+calls a tensor and how it is oriented, and FileWeights transposes it. Shapes are checked from headers when a
 dictionary is opened, values when they are used.
 """
 
@@ -20,7 +20,7 @@ from saeflow.sources.weights import Weights, check_values, expected_shapes
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a file keeps a tensor: its name, whether features are its columns, and what to multiply it by."""
+    """How a file stores a tensor: its name, whether features are its columns, and the factor to multiply it by."""
 
     name: str
     transposed: bool = False
@@ -28,17 +28,17 @@ class Stored:
 
 
 class FileWeights(Weights):
-    """The tensors of one SAE in one file, turned so that rows are features.
+    """The tensors of one SAE in one file, transposed so that rows are features.
 
-    `layout` says for W_enc, b_enc, W_dec, b_dec and, where there is one, W_skip how the file stores it. Every
-    other name in it (threshold, r_mag) is a vector with a number for each feature.
+    `layout` states how the file stores W_enc, b_enc, W_dec, b_dec and, where there is one, W_skip. Every other
+    name in it (threshold, r_mag) is a vector with one number per feature.
     """
 
     def __init__(self, file: TensorFile, layout: Mapping[str, Stored], *, transcoder: bool = False) -> None:
-        """Check that W_dec is there, and every other tensor that is has a shape that goes with it; reads headers only.
+        """Check that W_dec is present and that the shapes of all tensors present fit it; reads headers only.
 
-        Of a transcoder W_enc must be there too, which tells its width: it may be another than that of W_dec. Any other
-        that is missing is named when it is read: directions need W_dec alone.
+        A transcoder needs W_enc too, whose width may differ from that of W_dec. Any other missing tensor raises an
+        error only when it is read, since directions need only W_dec.
 
         Raises:
             BadFile: naming the file, the tensor, and the shape expected and found.
@@ -81,7 +81,7 @@ class FileWeights(Weights):
 
     @property
     def stamp(self) -> str:
-        """The file with its size and time of change, and how `W_dec` is stored in it."""
+        """The file's path, size and modification time, and how it stores `W_dec`; "" for a file that is not there."""
         path = self.file.path.resolve()
         try:
             state = path.stat()
@@ -90,11 +90,11 @@ class FileWeights(Weights):
         return f"{path} {state.st_size} {state.st_mtime_ns} {self.layout['W_dec']}"
 
     def read(self, name: str) -> Tensor:
-        """One tensor, rows features, float32. Raises BadFile when it is missing or cannot be read."""
+        """Read one tensor as float32, rows being features. Raises BadFile when it is missing or cannot be read."""
         return self._turned(name, self.file.read(self._stored(name).name))
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Features `start` to `stop` - 1 of a tensor, as `read` gives them. Raises BadFile as it does."""
+        """Read features `start` to `stop` - 1 of a tensor, as `read` returns them. Raises BadFile as `read` does."""
         stored = self._stored(name)
         return self._turned(name, self.file.read_range(stored.name, 1 if stored.transposed else 0, start, stop))
 
@@ -104,7 +104,7 @@ class FileWeights(Weights):
         return tensor if stored.times == 1.0 else tensor * stored.times
 
     def vector(self, name: str) -> Tensor:
-        """A number for each feature, checked to be finite: [n_features].
+        """Read a vector with one number per feature, [n_features], and check that it is finite.
 
         Raises:
             BadFile: when it cannot be read or is not finite.
@@ -115,7 +115,7 @@ class FileWeights(Weights):
 
 
 def refused(why: str) -> Callable[[], Activation]:
-    """An activation that is not known: what encodes is refused with `why`, directions and their matches are not."""
+    """Stand in for an unknown activation: encoding raises UnsupportedFormat(why); directions and matches still work."""
 
     def activation() -> Activation:
         raise UnsupportedFormat(why)

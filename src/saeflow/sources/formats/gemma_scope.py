@@ -3,12 +3,12 @@
     W_enc [d_in n_features]   W_dec [n_features d_in]   b_enc   b_dec   threshold      (Lieberum et al. 2024,
     pre = h @ W_enc + b_enc;  acts = relu(pre) * (pre > threshold)                      arXiv 2408.05147)
 
-`b_dec` is not subtracted from the input. Attention SAEs read z, the heads' outputs before `o_proj`. An .npz
-says nothing of its site, so that is taken from its path:
-`.../gemma-scope-2b-pt-res/.../layer_24/width_16k/average_l0_73/params.npz`. The transcoders of Gemma Scope read
-the MLP's input before the gain of its norm, h / rms(h); those of Gemma Scope 2 read it after the gain, and may
-add `h @ affine_skip_connection` [d_in d_out]. Where a folder of Gemma Scope 2 has no config.json its path
-says what it is: `.../resid_post/layer_7_width_16k_l0_medium/params.safetensors`.
+`b_dec` is not subtracted from the input. Attention SAEs read z, the head outputs before `o_proj`. An .npz does
+not state its site, so the site is taken from the path:
+`.../gemma-scope-2b-pt-res/.../layer_24/width_16k/average_l0_73/params.npz`. Gemma Scope transcoders read the
+MLP's input before the gain of its norm, h / rms(h); Gemma Scope 2 transcoders read it after the gain, and may
+add `h @ affine_skip_connection` [d_in d_out]. A Gemma Scope 2 folder without config.json is identified by its
+path: `.../resid_post/layer_7_width_16k_l0_medium/params.safetensors`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _SKIP = "affine_skip_connection"
 
 
 def read_gemma_scope(file: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of a params.npz; reads headers only. `site` overrides what the path says.
+    """Open the dictionary in a params.npz; reads headers only. `site` overrides the site in the path.
 
     Raises:
-        BadFile: when the file is not as the format says.
-        UnsupportedFormat: when the path gives no site and `site` is None, or gives a transcoder another site
-            than an MLP's.
+        BadFile: when the file does not follow the format.
+        UnsupportedFormat: when the path gives no site and `site` is None, or a transcoder is given a site that is
+            not an MLP's.
     """
     kind = _kind_of_path(file)
     place = site if site is not None else _site_of_path(file, kind)
@@ -66,11 +66,11 @@ def read_gemma_scope(file: Path, site: Site | None = None) -> Dictionary:
 
 
 def read_gemma_scope_2(folder: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of a Gemma Scope 2 folder; reads headers only. `site` overrides config.json.
+    """Open the dictionary in a Gemma Scope 2 folder; reads headers only. `site` overrides config.json.
 
     Raises:
-        BadFile: when a file is not as the format says.
-        UnsupportedFormat: when it sits at no site, or leads from one layer to others.
+        BadFile: when a file does not follow the format.
+        UnsupportedFormat: when the dictionary sits at no site, or reads one layer and writes to others.
     """
     path = folder / CONFIG_2
     config = read_json(path) if path.is_file() else _config_of_path(folder)
@@ -104,7 +104,7 @@ def _dictionary(site: Site, tap: Tap, file: TensorFile, preprocessing: Preproces
 
 
 def _kind_of_path(file: Path) -> str:
-    """res, mlp, att or transcoders, from the folder of the repository or one named so; empty for neither."""
+    """res, mlp, att or transcoders, from the repository's folder or else a folder of that name; empty for neither."""
     parents = file.absolute().parts[:-1]
     kinds = [found[1] for part in parents if (found := _REPO.search(part))]
     kinds = kinds or [part for part in parents if _PART.fullmatch(part)]
@@ -123,7 +123,7 @@ def _site_of_path(file: Path, kind: str) -> Site:
 
 
 def _config_of_path(folder: Path) -> dict[str, Any]:
-    """What config.json would say, from the names of the folders."""
+    """The hooks that config.json would state, derived from folder names."""
     found = _FOLDER_2.fullmatch(folder.absolute().name)
     kind = folder.absolute().parent.name.removesuffix("_all")
     if found is None or kind not in _HOOKS_2:

@@ -1,8 +1,8 @@
-"""Hook names to sites: `blocks.7.hook_resid_post` and `model.layers.7.mlp` to a Site and a Tap.
+"""Map hook names such as `blocks.7.hook_resid_post` and `model.layers.7.mlp` to a Site and a Tap.
 
-SAE files name the tensor they were trained on in the words of TransformerLens or of the module tree of
-Hugging Face models; transcoders name two, one read and one written. A name that is no site of saeflow is
-refused, never guessed.
+SAE files name the tensor they were trained on, as a TransformerLens hook or as a module of the Hugging Face
+model; transcoders name two, one read and one written. A name that is not a saeflow site is refused, never
+guessed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from saeflow.ids import Part, Site
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Norm
 
-# TransformerLens: what follows `blocks.{L}.`. On Gemma these are after the norm, as added to the stream.
+# TransformerLens hooks without `blocks.{L}.`. On Gemma they come after the norm, as added to the residual stream.
 _LENS = {
     "hook_resid_post": (Part.RES, Tap.RES),
     "hook_mlp_out": (Part.MLP, Tap.MLP),
@@ -23,8 +23,8 @@ _LENS = {
     "ln1_post.hook_out": (Part.ATT, Tap.ATT),
     "ln2_post.hook_out": (Part.MLP, Tap.MLP),
 }
-# Its versions 3 and 4 name what a module is given or returns, as the names of modules do: on Gemma `mlp.hook_out` is
-# before the norm that `hook_mlp_out` is after. Checked against 3.9.0 and 4.3.0.
+# TransformerLens 3 and 4 also name a module's input or output, as module names do: on Gemma `mlp.hook_out` comes
+# before the norm and `hook_mlp_out` after it. Checked against 3.9.0 and 4.3.0.
 _LENS_MODULES = {
     "hook_out": "",
     "mlp.hook_out": ".mlp",
@@ -37,8 +37,9 @@ _MODULE = re.compile(
     r"(?:model\.layers|model\.language_model\.layers|language_model\.model\.layers|transformer\.h|gpt_neox\.layers|layers|h)"
     r"\.(\d+)(?:\.(.+))?"
 )
-# A module as files name it: its part, and what its output is. In some families (Gemma 2 and 3, OLMo 2, GLM 4) a
-# norm follows `mlp` and `self_attn`; `post_attention_layernorm` is that norm there, elsewhere the one before the MLP.
+# The part of a module, by its name in files, and what its output is. In some families (Gemma 2 and 3, OLMo 2, GLM 4)
+# a norm follows `mlp` and `self_attn`. `post_attention_layernorm` is that norm in some models, in others the one
+# before the MLP.
 _PARTS = {
     "": (Part.RES, View.OWN),
     "mlp": (Part.MLP, View.MODULE),
@@ -53,13 +54,13 @@ _PARTS = {
     "post_attention_layernorm": (Part.ATT, View.NORM),
 }
 _NO_NORM_AFTER = ("transformer.h.", "gpt_neox.layers.", "h.")
-"""Trunks of GPT-2 and GPT-NeoX, where what a part returns is added as it is."""
+"""Module prefixes of GPT-2 and GPT-NeoX, where the output of a part is added to the residual stream unchanged."""
 _OUTPUT_PROJECTIONS = (
     *("self_attn.o_proj", "attn.c_proj", "attention.dense"),
     *("self_attention.dense", "attn.attention.out_proj"),
 )
 
-# What a transcoder reads. TransformerLens: `hook_normalized` is before the norm's gain, `mlp.hook_in` after it.
+# What a transcoder reads, by TransformerLens hook. `hook_normalized` comes before the norm's gain, `mlp.hook_in` after.
 _LENS_READ = {
     "mlp.hook_in": (Tap.MLP_IN, Norm.NONE),
     "ln2.hook_normalized": (Tap.MID, Norm.RESCALE),
@@ -72,12 +73,12 @@ _MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
 
 
 def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
-    """The site and tap a hook name means; `where` is the file and `model` its model, for the message.
+    """The site and tap that a hook name denotes; `model` and `where`, the file, are for the error message.
 
-    `hook_resid_pre` of layer L is the residual stream after layer L - 1, and read as that.
+    `hook_resid_pre` of layer L is the residual stream after layer L - 1, and is read as such.
 
     Raises:
-        UnsupportedFormat: when the name is no site.
+        UnsupportedFormat: when the name does not denote a site.
     """
     found = _BLOCK.fullmatch(hook)
     if found is not None:
@@ -101,9 +102,9 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
 
 
 def view_of_hook(hook: str, norm: Norm = Norm.NONE) -> View:
-    """Whether only the model says which tensor a hook name means; `norm`: what a transcoder does to what it reads.
+    """How a hook name refers to its tensor, where only the model settles which tensor that is.
 
-    A name that is no site says nothing.
+    `norm` is what a transcoder does to its input. A name that does not denote a site gives `View.OWN`.
     """
     if norm is Norm.RESCALE:
         return View.RMS
@@ -113,10 +114,10 @@ def view_of_hook(hook: str, norm: Norm = Norm.NONE) -> View:
 
 
 def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tuple[Site, Tap, Norm]:
-    """The site a transcoder writes, the tap it reads, and how that is normalised before it is read.
+    """The site a transcoder writes to, the tap it reads, and how it normalises its input.
 
     Raises:
-        UnsupportedFormat: when it does not lead from what an MLP reads to what the MLP of that layer writes.
+        UnsupportedFormat: when it does not map the input of an MLP to the output of the same MLP.
     """
     site, tap = site_of_hook(written, model, where)
     named = _BLOCK.fullmatch(read) or _MODULE.fullmatch(read)
@@ -137,7 +138,7 @@ def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tupl
 
 
 def _as_module(hook: str) -> str:
-    """A native name of TransformerLens 3 as that of the module; any other as it is."""
+    """Translate a TransformerLens 3 name of a module's input or output to the module's; leave any other unchanged."""
     found = _BLOCK.fullmatch(hook)
     module = None if found is None else _LENS_MODULES.get(found[2])
     return hook if found is None or module is None else f"layers.{found[1]}{module}"

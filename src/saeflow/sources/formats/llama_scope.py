@@ -2,20 +2,20 @@
 
     encoder.weight [n_features d_in]   encoder.bias   decoder.weight [d_in n_features]   decoder.bias
 
-in bfloat16 (He et al. 2024, arXiv 2410.20526). It was trained on s * h with s = sqrt(d_model) / (average norm
-of h), so on raw h the same features are
+stored in bfloat16 (He et al. 2024, arXiv 2410.20526). The SAEs were trained on s * h with s = sqrt(d_model) /
+(average norm of h), so on raw h the same features have
 
     W_enc * s,   b_enc,   W_dec / s,   b_dec / s,   threshold * s
 
-The first four follow from putting s * h in and dividing what comes out by s. The threshold: the release's own
-code runs inference with b_enc / s in place of W_enc * s, so its pre-activations are smaller by s, and
-compares those with the threshold of the file as it stands; here they are larger by s, and so is the
-threshold. Where `sparsity_include_decoder_norm` is set the comparison is of pre * |decoder row|, rows as
-stored; then feature i has threshold * s / |row i|.
+The first four follow from feeding in s * h and dividing the output by s. As for the threshold, the release's own
+code runs inference with b_enc / s in place of W_enc * s, which makes its pre-activations smaller by a factor of s,
+and compares them with the stored threshold; here they are larger by s, and so is the threshold. Where
+`sparsity_include_decoder_norm` is set, pre * |decoder row| is compared, with rows as stored; then feature i has
+threshold * s / |row i|.
 
-A transcoder (the TC release) reads h / rms(h), what the norm before the MLP gives without its gain, and
-predicts the MLP's output y; it was trained on s_in * (h / rms(h)) and s_out * y. Then W_dec and b_dec are divided
-by s_out, and everything else has s = s_in.
+A transcoder (the TC release) reads h / rms(h), the output of the norm before the MLP without its gain, and
+predicts the MLP's output y. It was trained on s_in * (h / rms(h)) and s_out * y, so W_dec and b_dec are divided
+by s_out, and s = s_in everywhere else.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _MODEL = "llama-3.1-8b"
 
 
 def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of a Llama Scope folder; reads headers only. `site` overrides hyperparams.json.
+    """Open the dictionary in a Llama Scope folder; reads headers only. `site` overrides hyperparams.json.
 
     Raises:
-        BadFile: when a file is not as the format says.
-        UnsupportedFormat: when it does something a Dictionary does not, or sits at no site.
+        BadFile: when a file does not follow the format.
+        UnsupportedFormat: when its hooks do not denote a site.
     """
     path = folder / CONFIG
     config = read_json(path)
@@ -79,6 +79,7 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
     def activation() -> JumpReLU:
         cut = positive_number(config, "jump_relu_threshold", path) * scale
         threshold = torch.full((weights.shape[0],), cut)
+        # the norms of the rows as stored: those that norms() sees are divided by `after`
         return JumpReLU(threshold / (norms() * after) if by_norm else threshold)
 
     subtract = bool(config.get("apply_decoder_bias_to_pre_encoder", False))
@@ -100,7 +101,7 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
 
 
 def _scale(config: dict[str, Any], side: str, path: Path) -> float:
-    """sqrt(d_model) / the average norm of what is read (side "in") or written ("out")."""
+    """sqrt(d_model) / the average norm of the input (side "in") or the output ("out")."""
     norms = config.get("dataset_average_activation_norm")
     if not isinstance(norms, dict):
         raise BadFile(

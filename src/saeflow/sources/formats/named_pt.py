@@ -1,13 +1,13 @@
-"""SAEs of the residual stream in .pt files without a configuration: their names say what they are.
+"""Residual stream SAEs in .pt files without a configuration, recognised by their file names.
 
     Qwen Scope   SAE-Res-Qwen3-8B-Base-W64K-L0_50/layer{L}.sae.pt
-        W_enc [n_features d_in]   b_enc   W_dec [d_in n_features]   b_dec            TopK, k behind L0_
+        W_enc [n_features d_in]   b_enc   W_dec [d_in n_features]   b_dec            TopK, k follows L0_
     Goodfire     Llama-3.1-8B-Instruct-SAE-l{L}.pth, Llama-3.3-70B-Instruct-SAE-l{L}.pt
         encoder_linear.{weight,bias}   decoder_linear.{weight,bias}                  ReLU
     DeepSeek R1  DeepSeek-R1-Distill-Llama-8B-SAE-l{L}.pt
         encoder.{weight,bias}   decoder.{weight,bias}                                ReLU
 
-The decoder bias is not subtracted from what is read. As sae-lens 6.54.12 converts them.
+The decoder bias is not subtracted from the input. sae-lens 6.54.12 converts these files in the same way.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _SPARSITY: Final = re.compile(r"SAE-Res-.+-W\d+K-L0_(\d+)")
 
 
 def read_qwen_scope(file: Path, site: Site | None = None) -> Dictionary:
-    """The SAE of one layer of Qwen Scope; reads names and shapes only. `site` overrides the file's name.
+    """Open the Qwen Scope SAE of one layer; reads names and shapes only. `site` overrides the file name.
 
     Raises:
-        BadFile: when the tensors are not as the format says.
+        BadFile: when the tensors do not follow the format.
     """
     names = {name: Stored(name, transposed=name == "W_dec") for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     found = _SPARSITY.search(str(file.absolute()))
@@ -47,10 +47,10 @@ def read_qwen_scope(file: Path, site: Site | None = None) -> Dictionary:
 
 
 def read_sae_l(file: Path, site: Site | None = None) -> Dictionary:
-    """The SAE of a file named ...-SAE-l{L}.pt or .pth; reads names and shapes only. `site` overrides the name.
+    """Open the SAE in a file named ...-SAE-l{L}.pt or .pth; reads names and shapes only. `site` overrides the name.
 
     Raises:
-        BadFile: when the tensors are not as the format says.
+        BadFile: when the tensors do not follow the format.
     """
     tensors = TorchFile(file)
     suffix = "_linear" if "encoder_linear.weight" in tensors.shapes else ""

@@ -1,18 +1,20 @@
-"""Folders of OpenMOSS's library (Llamascopium, before it lm-saes): config.json and sae_weights.safetensors.
+"""Folders of OpenMOSS's library (Llamascopium, formerly lm-saes): config.json and sae_weights.safetensors.
 
     W_E [d_in n_features]   b_E   W_D [n_features d_out]   b_D   activation_function.log_jumprelu_threshold [n_features]
     encoder.weight [n_features d_in]   encoder.bias   decoder.weight [d_out n_features]   decoder.bias
-    log_jumprelu_threshold [n_features]                        (as Llama Scope R1 Distill was saved)
+    log_jumprelu_threshold [n_features]                        (the layout of Llama Scope R1 Distill)
 
-What was read was brought to the norm sqrt(d_model) first, and so was what is written: with `norm_activation`
-"dataset-wise" by s = sqrt(d_model) / (average norm), one number for each hook, `dataset_average_activation_norm.HOOK`
-in the file; with "token-wise" each token by its own; with "inference" not at all, the numbers being in the weights. So
+In training, inputs and outputs were scaled to the norm sqrt(d_model). With `norm_activation` "dataset-wise" the factor
+is s = sqrt(d_model) / (average norm), one per hook, where the file holds the average norm as
+`dataset_average_activation_norm.HOOK`; with "token-wise" each token has its own factor; with "inference" there is none,
+as the factors are folded into the weights. So
 
     pre = s_in * h @ W_E + b_E;   h' = (acts @ W_D + b_D) / s_out
 
-Where `sparsity_include_decoder_norm` is set the activation function sees pre * |W_D row| and what it returns is divided
-by that again. A JumpReLU then has the threshold exp(log threshold) / |row|. A TopK ranks by the product, and is read
-with unit rows, activations multiplied by the norms: the same function. Read in llamascopium 2.0.0b34 (`models/sae.py`).
+Where `sparsity_include_decoder_norm` is set, the activation function sees pre * |W_D row|, and its output is divided by
+|W_D row| again. A JumpReLU then has the threshold exp(log threshold) / |row|. A TopK ranks by the product; it is read
+as the same function with unit rows and activations multiplied by the norms. Based on llamascopium 2.0.0b34
+(`models/sae.py`).
 """
 
 from __future__ import annotations
@@ -42,22 +44,22 @@ _NORM: Final = "dataset_average_activation_norm"
 
 
 def read_openmoss(folder: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of such a folder; reads headers and the numbers of the norms. `site` overrides config.json.
+    """Open the dictionary in a folder; reads headers and the average norms. `site` overrides config.json.
 
     Raises:
-        BadFile: when a file is not as the format says.
-        UnsupportedFormat: for another `sae_type`, or where its hooks are no site.
+        BadFile: when a file does not follow the format.
+        UnsupportedFormat: for any other `sae_type`, or when its hooks do not denote a site.
     """
     path = folder / CONFIG
     return openmoss_dictionary(read_json(path), open_tensors(folder / WEIGHTS), site, where=path)
 
 
 def openmoss_dictionary(config: Mapping[str, Any], file: TensorFile, site: Site | None, *, where: Path) -> Dictionary:
-    """The dictionary of a configuration and the tensors that go with it; `where` is for messages.
+    """Make a dictionary from a configuration and its tensors; `where` is for messages.
 
     Raises:
-        BadFile: when the two do not go together.
-        UnsupportedFormat: for another `sae_type`, or where its hooks are no site.
+        BadFile: when the two do not fit together.
+        UnsupportedFormat: for any other `sae_type`, or when its hooks do not denote a site.
     """
     kind = config.get("sae_type")
     if kind != "sae":
@@ -117,10 +119,11 @@ def _layout(file: TensorFile, s_in: float, s_out: float) -> dict[str, Stored]:
 def _scales(
     config: Mapping[str, Any], file: TensorFile, hooks: tuple[str, str], norm: Norm, path: Path
 ) -> tuple[float, float, Norm]:
-    """What is read and written was multiplied by, and what is done to each token.
+    """The factors of the input and the output, and the normalisation of each token.
 
     Raises:
-        UnsupportedFormat: where a Dictionary could not do it, or the file does not say.
+        BadFile: when an average norm is not a positive number.
+        UnsupportedFormat: when a Dictionary cannot scale in this way, or the file lacks an average norm.
     """
     kind = config.get("norm_activation", "dataset-wise")
     if kind == "inference":
@@ -164,7 +167,7 @@ def _activation(
 
 
 class _ZeroBias(TensorFile):
-    """A file without the decoder bias, read as one with a bias of zeros."""
+    """A file without a decoder bias, presented as one with a bias of zeros."""
 
     def __init__(self, file: TensorFile, width: int) -> None:
         self._file, self._width = file, width

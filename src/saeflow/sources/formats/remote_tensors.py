@@ -1,22 +1,22 @@
 """Tensors of a file on the hub, each fetched by its byte range when it is first read.
 
-In the place of such a file is a pointer: JSON that says which file of which commit it is, and where in it each
-tensor is. It is a few kilobytes, and all that opening a dictionary needs; `open_tensors` opens it like the
-file itself. Where the hub's cache holds the whole file, that is read; where a server sends whole files only,
+In place of such a file lies a pointer: JSON that states which file of which commit it stands for, and where each
+tensor lies in that file. It takes a few kilobytes, and opening a dictionary needs nothing else; `open_tensors` opens it
+like the file itself. If the hub's cache holds the whole file, that copy is read; if a server sends only whole files,
 the whole file is fetched.
 
     {HF_HUB_CACHE}/models--google--gemma-scope-2b-pt-res/saeflow/
-        refs/{revision}                 the commit, as last asked
+        refs/{revision}                 the commit that the revision was last resolved to
         {commit}/{path in the repo}     the pointer, and next to it the small files of the dictionary
         ranges/{etag}/...               the bytes; see saeflow.sources.remote.ranges
 
-Where each tensor is says the file's own headers, a few kilobytes:
+The places of the tensors are read from the file's own headers, a few kilobytes:
 
-    .npz            a zip: its directory at the end (ZIP64 too), a header before each member, and in the member the
-                    header of an .npy; uncompressed members are the values as they are, others are inflated
-    .safetensors    8 bytes that say how long the header is, the header as JSON, the values
+    .npz            a zip: its directory at the end (ZIP64 too), a header before each member, and an .npy header inside
+                    each member; uncompressed members hold the values as they are, others are inflated
+    .safetensors    8 bytes that state the length of the header, the header as JSON, the values
 
-The zip is read by Python's zipfile over a file object that fetches what is read from it.
+Python's zipfile reads the zip through a file object that fetches the bytes it reads.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ from saeflow.sources.remote.ranges import Ranges, sha256
 from saeflow.sources.remote.transport import RangesIgnored, fetch_whole
 
 BytesAt: TypeAlias = Callable[[int, int], bytes]
-"""The bytes of the file from one offset to another."""
+"""Returns the bytes of a file from one offset up to another."""
 
 ENDINGS: Final = (".npz", ".safetensors")
-"""Files whose tensors can be fetched one by one."""
+"""Suffixes of files whose tensors can be fetched one by one."""
 _MARK: Final = "saeflow-pointer"
 _VERSION: Final = 1
 _BEGINS: Final = f'{{"{_MARK}":'.encode()
 _BLOCK: Final = 1 << 14
 _END: Final = 22
-"""Bytes of the end of a zip's directory."""
+"""Bytes of the record that ends a zip's directory."""
 _TORCH: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -77,7 +77,7 @@ _BYTES: Final = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """The tensors of an .npz or .safetensors file that is here, whole or in parts, or that a pointer stands for.
+    """Open the tensors of an .npz or .safetensors file that is on disk, whole or sharded, or replaced by a pointer.
 
     Raises:
         BadFile: when there is no such file, or it is damaged.
@@ -92,18 +92,18 @@ def _open_whole(path: Path) -> TensorFile:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Which file, and where in it each tensor is."""
+    """A file on the hub, and where each tensor lies in it."""
 
     file: HubFile
     index: Mapping[str, Segment]
 
     def ranges(self, path: Path) -> Ranges:
-        """The ranges of the file, for the pointer at `path`."""
+        """The byte ranges of the file, for the pointer at `path`."""
         return Ranges(path.parents[len(PurePosixPath(self.file.file).parts)], self.file)
 
 
 def read_pointer(path: Path) -> Pointer | None:
-    """The pointer at a path; None where there is another file, or none.
+    """Read the pointer at a path; None where there is no file, or one that is not a pointer.
 
     Raises:
         BadFile: when it is a pointer of another version, or damaged.
@@ -126,12 +126,12 @@ def read_pointer(path: Path) -> Pointer | None:
 
 
 def write_pointer(path: Path, file: HubFile) -> Pointer:
-    """Read the headers of a file on the hub, and leave a pointer to it at `path`.
+    """Read the headers of a file on the hub, and write a pointer to it at `path`.
 
     Raises:
-        RangesIgnored: when the server sends whole files only; nothing is left.
+        RangesIgnored: when the server sends only whole files; nothing is written.
         Unreachable: when the hub does not answer.
-        BadFile: when the headers are not as the format says.
+        BadFile: when the headers do not follow the format.
     """
     empty = Pointer(file, {})
     index = read_index(file.file, file.size, empty.ranges(path).bytes_at, where=str(file))
@@ -142,28 +142,29 @@ def write_pointer(path: Path, file: HubFile) -> Pointer:
 
 
 class RemoteTensors(TensorFile):
-    """The tensors a pointer leads to."""
+    """The tensors of the file that a pointer stands for."""
 
     def __init__(self, path: Path, pointer: Pointer) -> None:
-        """`path` is that of the pointer, which names the file. Reads and fetches nothing."""
+        """Hold the pointer at `path`, which errors name. Reads and fetches nothing."""
         self.path, self._pointer = path, pointer
         self.shapes = {name: at.shape for name, at in pointer.index.items()}
         self._ranges = pointer.ranges(path)
 
     def read(self, name: str) -> Tensor:
-        """One tensor as float32, fetched if it is not here; float32 as it came is mapped, copy on write.
+        """Read one tensor as float32, fetching it if needed; uncompressed float32 is mapped, copy on write.
 
         Raises:
-            BadFile: when it is of another type, or what came has another checksum than the file says.
-            Unreachable: when it must be fetched and cannot be; NoSpace when the disk is too small.
+            BadFile: when it is not floating-point, or the fetched bytes do not have the checksum the file states.
+            Unreachable: when it must be fetched and cannot be.
+            NoSpace: when the disk is too small.
         """
         segment = self._pointer.index[name]
-        # a name that numpy knows; those of safetensors that are not floats are unknown to it
+        # numpy does not know the names of safetensors' types; "V1" stands for those, and is no floating-point type
         known = segment.dtype if segment.dtype[:1] in "<>|=" else "V1"
         if segment.torch_dtype is None and not is_floating(np.dtype(known)):
             raise BadFile(not_floating(self.path, name, segment.dtype))
         file = self._pointer.file
-        if not self._ranges.has(segment.start, segment.stop):  # where the hub's own cache holds it
+        if not self._ranges.has(segment.start, segment.stop):  # the hub's own cache may hold the whole file
             whole = huggingface_hub.try_to_load_from_cache(file.repo, file.file, revision=file.commit)
             if isinstance(whole, str):
                 return _open_whole(Path(whole)).read(name)
@@ -184,12 +185,12 @@ class RemoteTensors(TensorFile):
             raise BadFile(f"{self.path}: tensor {name!r} cannot be read ({error}). {FETCH_AGAIN}") from error
 
     def _check_whole(self) -> None:
-        """Once every tensor of a safetensors file is here: does it have the sha256 by which the hub knows it?
+        """Compare a safetensors file with the sha256 that the hub states, once all of its tensors are on disk.
 
-        The header is fetched again for this, a few kilobytes.
+        This fetches the header again, a few kilobytes.
 
         Raises:
-            BadFile: when it does not; what came is removed.
+            BadFile: when they differ; the fetched ranges are removed.
         """
         file, folder = self._pointer.file, self._ranges.folder
         seal = folder / "whole"
@@ -211,10 +212,10 @@ class RemoteTensors(TensorFile):
 
 
 def _tensor(path: Path, segment: Segment) -> Tensor:
-    """The values, of the type in the file."""
+    """The values in their stored type."""
     if segment.packed:
         n_bytes = segment.offset + math.prod(segment.shape) * np.dtype(segment.dtype).itemsize
-        # no more than the header says, whatever was packed
+        # inflate no more than the header states, whatever the member holds
         unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(path.read_bytes(), n_bytes)
         inflated = np.frombuffer(bytearray(unpacked), np.uint8, offset=segment.offset)
     else:
@@ -223,12 +224,12 @@ def _tensor(path: Path, segment: Segment) -> Tensor:
     if segment.torch_dtype is not None:
         return flat.view(segment.torch_dtype).reshape(segment.shape)
     values = inflated.view(np.dtype(segment.dtype))
-    native = np.require(values, values.dtype.newbyteorder("="), "A")  # a copy only where it has to be one
+    native = np.require(values, values.dtype.newbyteorder("="), "A")  # a copy only for byte order or alignment
     return torch.from_numpy(native.reshape(segment.shape, order="F" if segment.fortran else "C"))
 
 
 def tensors_here(path: Path) -> dict[str, bool] | None:
-    """Of the file a pointer stands for: each tensor, and whether it is here; None without a pointer, or a sound one."""
+    """Whether each tensor of the file a pointer stands for is on disk; None without a readable pointer."""
     try:
         pointer = read_pointer(path)
     except BadFile:
@@ -250,14 +251,14 @@ class Segment:
     """One tensor of a remote file.
 
     Attributes:
-        start: its first byte in the file; of an .npz, that of the member.
-        stop: the byte after its last.
+        start: offset of its first byte in the file; in an .npz, of the member's first byte.
+        stop: offset of the byte after its last.
         offset: bytes of the (inflated) segment before the first value.
-        shape: of the tensor.
-        dtype: as safetensors names it, or as numpy does, such as "<f4".
+        shape: shape of the tensor.
+        dtype: name of its type in safetensors, or in numpy, such as "<f4".
         fortran: whether the first axis varies fastest.
         packed: whether the segment is deflated.
-        crc: the CRC-32 of the (inflated) segment, where the format has one.
+        crc: the CRC-32 of the (inflated) segment, if the format has one.
     """
 
     start: int
@@ -271,17 +272,17 @@ class Segment:
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """The type of a safetensors tensor of floating-point numbers; None for all else."""
+        """The type of a floating-point safetensors tensor; None for anything else."""
         return _TORCH.get(self.dtype)
 
     def is_sound(self, path: Path) -> bool:
-        """Whether what a file holds has the segment's CRC-32; True where there is none. Raises OSError."""
+        """Whether the contents of a file have the segment's CRC-32; True where there is none. Raises OSError."""
         if self.crc is None:
             return True
         crc, inflate = 0, zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             with path.open("rb") as file:
-                while piece := file.read(1 << 16):  # a thousand times as many where packed
+                while piece := file.read(1 << 16):  # inflates to up to a thousand times as many
                     crc = zlib.crc32(inflate.decompress(piece) if self.packed else piece, crc)
         except zlib.error:
             return False
@@ -289,10 +290,10 @@ class Segment:
 
 
 def read_index(name: str, size: int, bytes_at: BytesAt, *, where: str = "") -> dict[str, Segment]:
-    """Where the tensors of a file are, by name. The ending of `name` gives the format; `where` is for messages.
+    """Locate the tensors of a file, by name. The suffix of `name` gives the format; `where` is for messages.
 
     Raises:
-        BadFile: when the headers are not as the format says.
+        BadFile: when the headers do not follow the format.
     """
     try:
         if name.endswith(".npz"):
@@ -326,7 +327,7 @@ def _safetensors_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
 def _npz_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
     raw = _Fetched(size, bytes_at)
     raw.seek(max(0, size - _END))
-    raw.read(_END)  # here, as zipfile takes whatever keeps it from reading this for no zip
+    raw.read(_END)  # here, since zipfile would report any failure to fetch it as "not a zip file"
     with zipfile.ZipFile(raw) as archive:
         infos = [info for info in few(archive).infolist() if info.filename.endswith(".npy")]
         found: dict[str, Segment] = {}
@@ -342,7 +343,7 @@ def _npz_index(size: int, bytes_at: BytesAt) -> dict[str, Segment]:
 
 
 class _Fetched(io.RawIOBase):
-    """A file object over bytes that are elsewhere; each block is fetched once."""
+    """A file object over remote bytes; each block is fetched once."""
 
     def __init__(self, size: int, bytes_at: BytesAt) -> None:
         self._size, self._bytes_at, self._at = size, bytes_at, 0

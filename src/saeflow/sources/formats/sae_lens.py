@@ -1,24 +1,24 @@
-"""sae-lens folders: cfg.json and sae_weights.safetensors, of version 6 and before.
+"""sae-lens folders: cfg.json and sae_weights.safetensors, from version 6 and earlier.
 
     W_enc [d_in n_features]   W_dec [n_features d_out]   b_enc   b_dec   threshold (jumprelu)
     W_skip [d_out d_in] (skip transcoders)   b_gate, r_mag, b_mag in place of b_enc (gated)
 
     pre  = (norm(h) - b_dec if apply_b_dec_to_input) @ W_enc + b_enc
 
-A trained BatchTopK is saved by sae-lens as jumprelu; one saved in training has `topk_threshold`. With
-`rescale_acts_by_decoder_norm` a TopK ranks pre * |W_dec row| and decodes with unit rows; multiplying W_enc
-and b_enc by the norms and dividing W_dec by them is the same function, and is how it is read.
+sae-lens saves a trained BatchTopK as jumprelu; a checkpoint from training has `topk_threshold` instead. With
+`rescale_acts_by_decoder_norm` a TopK ranks pre * |W_dec row| and decodes with unit rows; it is read as the same
+function with W_enc and b_enc multiplied by the norms, and W_dec divided by them.
 
 A gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014) with x = prepare(h) @ W_enc computes
 
     acts = (x + b_gate > 0) * relu(exp(r_mag) * x + b_mag)
 
-Its gate is open where exp(r_mag) * x + b_mag > b_mag - exp(r_mag) * b_gate. So it is a JumpReLU with the
-encoder exp(r_mag) * W_enc, the bias b_mag and that threshold (their appendix on the equivalence), and is
-read as one.
+Its gate is open where exp(r_mag) * x + b_mag > b_mag - exp(r_mag) * b_gate. So it equals, and is read as, a
+JumpReLU with the encoder exp(r_mag) * W_enc, the bias b_mag and that threshold (see their appendix on the
+equivalence).
 
-Before version 6 everything in cfg.json was in one object under older names; `_modern` does what sae-lens itself does
-with such a file (`handle_pre_6_0_config` of its 6.54.12). What a Dictionary could not follow is refused.
+Before version 6, cfg.json was one flat object with older names; `_modern` converts it as sae-lens does
+(`handle_pre_6_0_config` in 6.54.12). Settings that a Dictionary cannot reproduce are refused.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from saeflow.sources.weights import DirectionsOnly, RowScaled, Weights
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae_weights.safetensors"
 SCALER: Final = "activation_scaler.json"
-"""Next to the weights in a checkpoint of training, before the factor is folded into them."""
+"""Next to the weights in a training checkpoint whose factor is not yet folded into them."""
 _LOG: Final = "log_threshold"
 _BATCHTOPK: Final = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
-"""Saved as they are trained: a trained one is otherwise saved as jumprelu."""
+"""Architectures of checkpoints saved during training; once trained, these are saved as jumprelu."""
 _TRANSCODERS: Final = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _ARCHITECTURES: Final = ("standard", "jumprelu", "topk", "gated", *_BATCHTOPK, *_TRANSCODERS)
 _AVERAGE: Final = "expected_average_only_in"
-"""Every h multiplied by one number, which training estimates."""
+"""Every h is multiplied by one number, estimated in training."""
 _NORMS: Final = {
     "none": Norm.NONE,
     "layer_norm": Norm.LAYER_NORM,
@@ -69,11 +69,11 @@ _ENDS_ON_Z: Final = ("hook_z", "attn.o.hook_in", "o_proj.input", "c_proj.input",
 
 
 def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of a sae-lens folder; reads headers only. `site` overrides the hook name of cfg.json.
+    """Open the dictionary in a sae-lens folder; reads headers only. `site` overrides the hook name in cfg.json.
 
     Raises:
-        BadFile: when cfg.json or the weights are not as the format says.
-        UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
+        BadFile: when cfg.json or the weights do not follow the format.
+        UnsupportedFormat: when the SAE does something a Dictionary cannot, or sits at no site.
     """
     path = folder / CONFIG
     factor: Callable[[], float] | None = None
@@ -92,15 +92,15 @@ def sae_lens_dictionary(
     where: str,
     factor: Callable[[], float] | None = None,
 ) -> Dictionary:
-    """The dictionary of a configuration and the tensors that go with it; `where` is for messages.
+    """Make a dictionary from a configuration and its tensors; `where` is for messages.
 
-    `factor` reads the number that h is multiplied by where the configuration says that it is by one.
+    `factor` reads the number that h is multiplied by, where the configuration asks for one.
 
     Raises:
-        BadFile: when the two do not go together.
-        UnsupportedFormat: when the SAE does something a Dictionary does not, or sits at no site.
+        BadFile: when the two do not fit together.
+        UnsupportedFormat: when the SAE does something a Dictionary cannot, or sits at no site.
     """
-    # 1. the configuration in one form, what a Dictionary does not do refused, and where it sits
+    # 1. the configuration in the form of version 6, a check that a Dictionary can reproduce it, and where it sits
     config, metadata = _modern(config)
     _refuse_unsupported(config, metadata, where)
     architecture = str(config.get("architecture", "standard"))
@@ -118,7 +118,7 @@ def sae_lens_dictionary(
     if rescaled:
         read = RowScaled(weights, lambda: _row_norms(weights))
 
-    # 3. what was known when it was trained
+    # 3. how it was trained
     begins, context = metadata.get("prepend_bos"), metadata.get("context_size")
     training = TrainingInfo(
         View.PROCESSED if at.view is View.OWN and _processed(config, metadata) else at.view,
@@ -130,7 +130,7 @@ def sae_lens_dictionary(
         at.site,
         tap=at.tap,
         weights=DirectionsOnly(read, unsized) if unsized else read,
-        # thresholds of pre * |W_dec row| go with the rows, which are divided by the factor
+        # thresholds on pre * |W_dec row| scale with the rows, which are divided by the factor
         activation=refused(why)
         if why
         else _activation(architecture, config, weights, where, 1 / scale if rescaled else 1.0),
@@ -146,39 +146,39 @@ def sae_lens_dictionary(
 def _processed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     """Whether it was trained on weights that TransformerLens had processed.
 
-    Until September 2024 sae-lens trained on `HookedTransformer.from_pretrained`, and said neither that nor otherwise
-    (its pull request 279); since, `model_from_pretrained_kwargs` says what is done, by default nothing.
+    Until September 2024 (its pull request 279) sae-lens trained on `HookedTransformer.from_pretrained` and did not
+    record it; since then `model_from_pretrained_kwargs` states the processing, by default none.
     """
     kwargs = metadata.get("model_from_pretrained_kwargs")
     if isinstance(kwargs, dict):
         return bool(kwargs.get("fold_value_biases", False))
     if metadata is not config or not str(metadata.get("hook_name") or "").startswith("blocks."):
-        return False  # of version 6, or of a model of another library
-    # files older than the entry hold the settings of the training, which converted ones do not
+        return False  # version 6, or a model from another library
+    # files older than the entry hold training settings such as lr; files converted from other formats do not
     return metadata.get("model_class_name", "HookedTransformer" if "lr" in config else "") == "HookedTransformer"
 
 
 def _row_norms(weights: FileWeights) -> Tensor:
-    # clamped as sae-lens does; a row of zeros is refused when the decoder is read
+    # clamped as sae-lens does, so that a row of zeros stays zeros
     return torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8)
 
 
 def gated_weights(weights: FileWeights) -> Weights:
-    """The encoder of the magnitudes of a gated SAE, whose layout has r_mag, and b_mag as its b_enc."""
+    """The weights of a gated SAE's magnitude path; the layout has r_mag, and b_mag as b_enc."""
     return RowScaled(weights, lambda: weights.vector("r_mag").exp(), encoder_only=True)
 
 
 def gated_activation(weights: FileWeights) -> JumpReLU:
-    """The gate of a gated SAE as thresholds on its magnitudes; see the head of the file.
+    """The gate of a gated SAE as thresholds on its magnitudes; see the module docstring.
 
     Raises:
-        BadFile: when a vector it is made of cannot be read or is not finite.
+        BadFile: when a vector needed for it cannot be read or is not finite.
     """
     return JumpReLU(weights.vector("b_enc") - weights.vector("r_mag").exp() * weights.vector("b_gate"))
 
 
 def _scale(config: Mapping[str, Any], factor: Callable[[], float] | None, where: str) -> tuple[float, str]:
-    """(what h is multiplied by, why that is not known). 1 where it is by nothing."""
+    """(the factor of h, 1 where there is none; why it is unknown, "" where it is known)."""
     if config.get("normalize_activations") != _AVERAGE:
         return 1.0, ""
     try:
@@ -199,7 +199,7 @@ def _layout(architecture: str, file: TensorFile, scale: float) -> dict[str, Stor
     if architecture == "gated":
         names |= {"b_enc": Stored("b_mag"), "b_gate": Stored("b_gate"), "r_mag": Stored("r_mag")}
     if architecture.startswith("jumprelu") or (architecture in _BATCHTOPK and "topk_threshold" not in file.shapes):
-        # before July 2026 sae-lens kept its logarithm
+        # before July 2026 sae-lens stored the logarithm of the threshold
         names["threshold"] = Stored(_LOG if _LOG in file.shapes else "threshold")
     if "skip" in architecture:
         names["W_skip"] = Stored("W_skip")
@@ -210,7 +210,7 @@ def _activation(
     architecture: str, config: Mapping[str, Any], weights: FileWeights, where: str, times: float
 ) -> Callable[[], Activation]:
     if config.get("finetuning_scaling_factor") and "scaling_factor" in weights.file.shapes:
-        # multiplied into the activations before version 6; most are ones
+        # before version 6 this multiplied the activations; in most files it is all ones
         found = _activation(architecture, dict(config) | {"finetuning_scaling_factor": False}, weights, where, times)
         return lambda: _unless_finetuned(found, weights.file)
     if architecture in ("standard", "transcoder", "skip_transcoder"):
@@ -249,7 +249,7 @@ def _unless_finetuned(activation: Callable[[], Activation], file: TensorFile) ->
 
 @dataclass(frozen=True)
 class _Location:
-    """Where a dictionary sits, what it reads, and how that is normalised before it is."""
+    """Where a dictionary sits, what it reads, and how it normalises its input."""
 
     site: Site
     tap: Tap
@@ -258,7 +258,7 @@ class _Location:
 
 
 def _modern(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(configuration, metadata) in the form of version 6, whatever version wrote it."""
+    """(configuration, metadata) in the form of version 6, whichever version wrote the file."""
     metadata = config.get("metadata")
     if isinstance(metadata, dict):
         return dict(config), dict(metadata)
@@ -273,7 +273,7 @@ def _modern(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _refuse_unsupported(config: Mapping[str, Any], metadata: Mapping[str, Any], where: str) -> None:
-    """Refuse what a Dictionary does not do, each with what to use instead.
+    """Refuse settings that a Dictionary cannot reproduce, saying what to use instead.
 
     Raises:
         UnsupportedFormat: naming the entry and its value.
@@ -307,7 +307,7 @@ def _refuse_unsupported(config: Mapping[str, Any], metadata: Mapping[str, Any], 
 
 
 def _unknown_activation(config: Mapping[str, Any], where: str) -> str:
-    """Why activations are not known, and what to do; empty where they are. Directions do not depend on it."""
+    """Why activations are unknown, and what to do; empty where they are known. Directions are not affected."""
     function = config.get("activation_fn") or "relu"
     if function not in ("relu", "topk"):
         return (
@@ -325,11 +325,11 @@ def _unknown_activation(config: Mapping[str, Any], where: str) -> str:
 
 
 def _location(metadata: Mapping[str, Any], site: Site | None, where: str, *, transcoder: bool) -> _Location:
-    """Where hook names say it sits; `site` overrides the site.
+    """The location that the hook names state; `site` overrides the site.
 
     Raises:
-        BadFile: when no hook is named and `site` is None.
-        UnsupportedFormat: when the hooks are no site.
+        BadFile: when no hook is named and `site` is None, or a transcoder does not name both of its hooks.
+        UnsupportedFormat: when the hooks do not denote a site.
     """
     if transcoder:
         return _transcoder(metadata, site, where)
@@ -347,7 +347,7 @@ def _location(metadata: Mapping[str, Any], site: Site | None, where: str, *, tra
 
 
 def _transcoder(metadata: Mapping[str, Any], site: Site | None, where: str) -> _Location:
-    """The modules of Hugging Face first: `hook_mlp_in` is before or after the norm, as who wrote it likes."""
+    """The location of a transcoder, by Hugging Face modules first: `hook_mlp_in` may mean before or after the norm."""
     model = str(metadata.get("model_name") or "")
     keys = (("hf_hook_name", "hf_hook_name_out"), ("hook_name", "hook_name_out"))
     pairs = [(metadata.get(read), metadata.get(written)) for read, written in keys]
@@ -366,7 +366,7 @@ def _transcoder(metadata: Mapping[str, Any], site: Site | None, where: str) -> _
 
 
 def _first(ways: list[Callable[[], _Location]]) -> _Location:
-    """What the first of some ways gives that is supported; the refusal of the first when none is."""
+    """The result of the first way that is supported; raises the error of the last one when none is."""
     refusals: list[UnsupportedFormat] = []
     for way in ways:
         try:

@@ -1,10 +1,10 @@
-"""Writing sae-lens v6 folders: what `SAE.load_from_disk` opens there, and `load_dictionaries` here.
+"""Write sae-lens v6 folders, which `SAE.load_from_disk` of sae-lens and `load_dictionaries` open.
 
-    FOLDER/3.res/cfg.json                   architecture, sizes, metadata with the hooks in both languages
+    FOLDER/3.res/cfg.json                   architecture, sizes, metadata with TransformerLens and HF hook names
     FOLDER/3.res/sae_weights.safetensors    W_enc [d_in n_features], W_dec, b_enc, b_dec, threshold, W_skip
 
 The inverse of `sae_lens`. A BatchTopK is written as jumprelu, as sae-lens itself does. `cfg.json` is written last, by a
-rename: a folder that has one is whole. Checked against sae-lens 6.54.12.
+rename, so a folder that has one is complete. Checked against sae-lens 6.54.12.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _NORMS: Final = {Norm.NONE: "none", Norm.LAYER_NORM: "layer_norm", Norm.RESCALE:
 
 
 def lens_hook(point: Point) -> str:
-    """What TransformerLens calls a place: `blocks.3.hook_resid_post`."""
+    """The TransformerLens name of a point: `blocks.3.hook_resid_post`."""
     return f"blocks.{point.layer}.{_LENS[point.tap]}"
 
 
 def hf_hook(point: Point, architecture: Architecture) -> str:
-    """The module of a Hugging Face model that holds a place: `model.layers.3.output`, `….self_attn.o_proj.input`."""
+    """The Hugging Face module that holds a point: `model.layers.3.output`, `….self_attn.o_proj.input`."""
     module = architecture.module(point.tap)
     path = [architecture.trunk, architecture.blocks, str(point.layer), *([module] if module else [])]
     return ".".join([*path, "input" if architecture.is_input(point.tap) else "output"])
@@ -64,15 +64,15 @@ def write_sae_lens(
     """Write one dictionary as a sae-lens folder, in float32.
 
     Args:
-        folder: is made where there is none; files of the same names are replaced.
+        folder: created if missing; files of the same names are replaced.
         dictionary: an autoencoder or a transcoder.
-        model_name: the model it was trained on, as its hub calls it.
-        architecture: of that model; gives the hooks of Hugging Face next to those of TransformerLens.
-        metadata: more entries, which win over those made here.
+        model_name: the model it was trained on, by its name on the hub.
+        architecture: architecture of that model; adds Hugging Face hook names to those of TransformerLens.
+        metadata: more entries, which override those made here.
 
     Raises:
         UnsupportedFormat: when sae-lens has no architecture that does what the dictionary does.
-        InvalidArgument: when an entry of the metadata is no JSON.
+        InvalidArgument: when an entry of the metadata cannot be written as JSON.
         BadFile: when a tensor read from disk is bad.
         OSError: when the folder cannot be written.
     """
@@ -100,10 +100,10 @@ def write_sae_lens_release(
     architecture: Architecture | None = None,
     metadata: Mapping[Site, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write dictionaries as sae-lens folders side by side, one per site, that `load_dictionaries(folder)` opens.
+    """Write dictionaries as sae-lens folders side by side, one per site; `load_dictionaries(folder)` opens them.
 
     Raises:
-        InvalidArgument: when there is none.
+        InvalidArgument: when there are no dictionaries.
         UnsupportedFormat, BadFile, OSError: as `write_sae_lens`.
     """
     if not dictionaries:
@@ -136,7 +136,7 @@ def _described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": before.subtract_b_dec,
-        # a transcoder's normalisation is in its hook
+        # a transcoder's normalisation is expressed by its hook
         "normalize_activations": "none" if dictionary.is_transcoder else _NORMS[before.norm],
         "reshape_activations": "hook_z" if dictionary.tap is Tap.Z else "none",
     }
@@ -194,7 +194,7 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
     }
     if dictionary.is_transcoder:
         entries["hook_name_out"] = lens_hook(written)
-    # where what a module returns is multiplied before it is added, no module has the tensor
+    # where a module's output is multiplied before it is added to the stream, no module holds the product
     multiplied = architecture is not None and architecture.multiplier and written.tap is not Tap.RES
     if architecture is not None and not rescaled and (read.tap is Tap.Z or not multiplied):
         entries["hf_hook_name"] = hf_hook(read, architecture)
@@ -210,15 +210,15 @@ def _metadata(dictionary: Dictionary, model_name: str, architecture: Architectur
 
 
 def trained_on(folder: Path) -> str:
-    """The model that folders written here name; empty where they name none, or several.
+    """The model named by folders that saeflow wrote; empty where they name none, or several.
 
-    Those of others name models as TransformerLens does ("gpt2-small"), which no hub knows.
+    Other writers name models as TransformerLens does ("gpt2-small"), and the hub does not know these names.
     """
     named: set[str] = set()
     for path in sorted(folder.rglob(CONFIG)):
         try:
             metadata: Any = read_json(path).get("metadata")
-        except BadFile:  # its dictionary is left out
+        except BadFile:  # opening the folder leaves its dictionary out
             continue
         if isinstance(metadata, dict) and "saeflow_version" in metadata:
             named.add(str(metadata.get("model_name", "")))

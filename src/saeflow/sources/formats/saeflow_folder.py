@@ -1,14 +1,14 @@
-"""saeflow's own folder: release.json and one safetensors file per site. Read and written here.
+"""Read and write saeflow's own folders: release.json and one safetensors file per site.
 
     release.json    {"format": "saeflow-dictionaries", "version": 1, "name": ..., "model": ...,
                      "sites": {"0/res": {"file": "0.res.safetensors", "tap": "res",
                                          "activation": {"kind": "jumprelu"},
                                          "training": {"prepend_bos": true, "context_size": 128}}}}
     0.res.safetensors   W_enc [n_features d_in], W_dec [n_features d_out], b_enc, b_dec, threshold where the
-                        activation has one, W_skip [d_out d_in] where a transcoder has one; a matrix in 8 bits has
-                        integers and, as W_enc_scale [n_features], what each row is multiplied by
+                        activation has one, W_skip [d_out d_in] where a transcoder has one; an int8 matrix comes
+                        with the factors of its rows, such as W_enc_scale [n_features]
 
-`release.json` is written last, by a rename: a folder that has one is whole.
+`release.json` is written last, by a rename, so a folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SCALE = "_scale"
 
 
 class ScaledRows(SafetensorsFile):
-    """A safetensors file in which a matrix may be integers, with what each of its rows is multiplied by beside it."""
+    """A safetensors file in which a matrix may be stored as integers, with the factors of its rows beside it."""
 
     def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
         if (scale := f"{name}{_SCALE}") not in self.shapes:
@@ -67,7 +67,7 @@ class ScaledRows(SafetensorsFile):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What release.json says: which file holds which site, and why an entry is not among them."""
+    """The contents of release.json: the entry of each site, and why other entries were left out."""
 
     folder: Path
     name: str
@@ -76,10 +76,10 @@ class Manifest:
     left_out: Mapping[str, str]
 
     def open(self, site: Site) -> Dictionary:
-        """The dictionary at a site; reads headers only.
+        """Open the dictionary at a site; reads headers only.
 
         Raises:
-            BadFile: when the entry or its file is not as the format says.
+            BadFile: when the entry or its file does not follow the format.
             KeyError: when the release has no such site.
         """
         # 1. the file and its tensors
@@ -104,7 +104,7 @@ class Manifest:
             ActivationKind.BATCHTOPK: lambda: kept_threshold(weights.vector("threshold"), where),
         }
 
-        # 3. what is done to h first, and what is known of the training
+        # 3. how h is preprocessed, and what is known of the training
         before = entry.get("preprocessing", {})
         if unknown := sorted(set(before) - {"subtract_b_dec", "center", "norm"}):
             raise UnsupportedFormat(f"{where}: preprocessing {unknown} is not known. Update saeflow.")
@@ -127,11 +127,11 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read release.json of a folder; no other file is opened.
+    """Read the release.json of a folder; no other file is opened.
 
     Raises:
         BadFile: when it is not JSON, or lacks an entry.
-        UnsupportedFormat: when it is of another format or a newer version.
+        UnsupportedFormat: when it has another format or version.
     """
     path = folder / MANIFEST
     try:
@@ -168,15 +168,15 @@ def save_release(
 ) -> None:
     """Write dictionaries as a saeflow folder; matrices in `dtype`, biases and thresholds in float32.
 
-    With torch.int8 each row of a matrix is kept as the nearest of 255 evenly spaced values: a quarter of float32, and
-    cosines between a row and what is read back of 0.9999 where no entry of the row stands out.
+    With torch.int8 the entries of each row are rounded to 255 evenly spaced values. This takes a quarter of the space
+    of float32, and a row has a cosine of 0.9999 with the row read back where none of its entries stands out.
 
-    Each file is written next to its place and renamed, release.json last; an old release.json is removed
-    first. One dictionary is in memory at a time where the mapping reads them when asked.
+    Each file is written under a temporary name and renamed, release.json last; an old release.json is removed
+    first. Only one dictionary is in memory at a time if the mapping reads them on demand.
 
     Raises:
-        InvalidArgument: when there is nothing to write, or a matrix does not fit `dtype`: overflow, or a
-            decoder row that becomes zeros; for an activation that is a function of Python.
+        InvalidArgument: when there is nothing to write, a matrix does not fit `dtype` (a value overflows, or a
+            decoder row is all zeros), or an activation is a Python function.
         BadFile: when a dictionary read from disk is bad.
     """
     if not dictionaries:
@@ -222,7 +222,7 @@ def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str
         whole = activation.threshold.detach().to("cpu", torch.float32)
         tensors["threshold"] = whole.expand(dictionary.n_features).contiguous()
     for name in set(_MATRICES) & set(tensors):
-        # in 8 bits the scale is not finite where a value is not, and 0 for a row of zeros
+        # the scale of an int8 row is not finite where one of its values is not, and 0 for a row of zeros
         peak = tensors[name + _SCALE] if name + _SCALE in tensors else row_peaks(tensors[name])
         if not bool(torch.isfinite(peak).all()) or (name == "W_dec" and bool((peak == 0).any())):
             raise InvalidArgument(

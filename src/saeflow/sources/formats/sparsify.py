@@ -1,13 +1,13 @@
 """EleutherAI sparsify folders: cfg.json and sae.safetensors, named by their hookpoint (`layers.3.mlp`).
 
-    encoder.weight [n_features d_in]   encoder.bias   W_dec [n_features d_in]   b_dec   W_skip [d_in d_in] or none
+    encoder.weight [n_features d_in]   encoder.bias   W_dec [n_features d_in]   b_dec   W_skip [d_in d_in] (optional)
 
     pre  = (h - b_dec) @ encoder.weight^T + encoder.bias;   acts = the k largest of relu(pre), the rest 0
     h'   = acts @ W_dec + b_dec  (+ h @ W_skip^T)
 
-`num_latents` 0 stands for d_in * expansion_factor. A transcoder reads what the MLP module is called with and
-predicts what it returns. Where cfg.json itself says `transcode`, `b_dec` is not subtracted; older ones say so only
-in the config.json of the run, or by their skip, and subtract it.
+`num_latents` of 0 means d_in * expansion_factor. A transcoder reads the input of the MLP module and predicts its
+output. Where cfg.json itself sets `transcode`, `b_dec` is not subtracted; older transcoders are recognised only by
+the config.json of their run or by their skip, and subtract it.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from saeflow.sources.formats.tensors import TensorFile
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae.safetensors"
 RUN: Final = "config.json"
-"""Next to the folders of the hookpoints: the model, and in older runs whether they are transcoders."""
+"""Next to the folders of the hookpoints; states the model, and in older runs whether they are transcoders."""
 _SEED: Final = re.compile(r"seed\d+")
 _NOT_READ: Final = ("embed_skip", "gram_lookup", "signed")
 
 
 def read_sparsify(folder: Path, site: Site | None = None) -> Dictionary:
-    """The dictionary of a sparsify folder; reads headers only. `site` overrides the folder's name.
+    """Open the dictionary in a sparsify folder; reads headers only. `site` overrides the folder's name.
 
     Raises:
-        BadFile: when cfg.json or the weights are not as the format says.
-        UnsupportedFormat: when it does something a Dictionary does not, or its hookpoint is no site.
+        BadFile: when cfg.json or the weights do not follow the format.
+        UnsupportedFormat: when its hookpoint does not denote a site, or a transcoder does not sit at an MLP.
     """
-    # a run of several seeds has a folder for each below that of the hookpoint
+    # a run with several seeds has one folder per seed below that of the hookpoint
     hookpoint = folder.absolute()
     hookpoint = hookpoint.parent if _SEED.fullmatch(hookpoint.name) else hookpoint
     run = read_json(hookpoint.parent / RUN) if (hookpoint.parent / RUN).is_file() else {}
@@ -66,11 +66,11 @@ def sparsify_dictionary(
     run: Mapping[str, Any],
     where: str,
 ) -> Dictionary:
-    """The dictionary of a configuration, that of its run, and the tensors that go with them; `where` is for messages.
+    """Make a dictionary from its configuration, the configuration of its run and its tensors; `where` is for messages.
 
     Raises:
-        BadFile: when they do not go together.
-        UnsupportedFormat: when it does something a Dictionary does not, or the hookpoint is no site.
+        BadFile: when they do not fit together.
+        UnsupportedFormat: when the hookpoint does not denote a site, or a transcoder does not sit at an MLP.
     """
     skip = "W_skip" in file.shapes
     transcodes = bool(config.get("transcode") or run.get("transcode") or (skip and "transcode" not in config))

@@ -1,13 +1,13 @@
-"""Reading one tensor of a file without reading the others: safetensors, .npz and .pt.
+"""Read one tensor of a file without reading the others: safetensors, .npz and .pt.
 
-The bottom of the readers. Names and shapes come from headers; values are memory-mapped where the file allows
+The lowest layer of the readers. Names and shapes come from headers; values are memory-mapped where the file allows
 it (safetensors and .pt always; .npz when the member is stored uncompressed and aligned, as `numpy.savez` writes it).
 Half-precision values are returned as float32.
 
-A .pt is a zip archive whose data.pkl says how tensors are put together from the other members. Loading a pickle
-runs what it names; `torch.load(weights_only=True)` names a short list of harmless things and refuses the rest.
-What it does not look at is looked at first: that no member is compressed, so that a small file cannot become a
-huge one, and afterwards that no tensor claims more values than the file has bytes for.
+A .pt is a zip archive whose data.pkl describes how tensors are assembled from the other members. Loading a pickle
+calls what it names; `torch.load(weights_only=True)` allows a short list of harmless callables and refuses the rest.
+What it does not check is checked here: beforehand, that data.pkl is not too large and that no member is compressed, so
+that a small file cannot become a huge one; afterwards, that no tensor claims more values than the file has bytes for.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from saeflow.reading import RATIO, UNPACKED, opened_zip, safetensors
 
 FETCH_AGAIN: Final = "The file is truncated or damaged: fetch it again."
 SPOILED: Final = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, ValueError, EOFError)
-"""What `zipfile` and numpy raise of a damaged archive; RuntimeError of one that claims to be encrypted or of another
-way to pack."""
+"""What `zipfile` and numpy raise for a damaged archive; RuntimeError if it claims to be encrypted, or packed by an
+unknown method."""
 _SHARDS: Final = 100_000
 _PICKLE: Final = 4 << 20
 _COMPILED: Final = "_orig_mod."
-"""What `torch.compile` puts before every name."""
+"""The prefix that `torch.compile` puts before every name."""
 
 
 class TensorFile(ABC):
@@ -55,14 +55,14 @@ class TensorFile(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor as float32.
+        """Read one tensor as float32.
 
         Raises:
-            BadFile: when it cannot be read, changed since the headers were, or does not hold floating-point numbers.
+            BadFile: when it cannot be read, has changed since the headers were read, or is not floating-point.
         """
 
     def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Entries `start` to `stop` - 1 along an axis of a matrix, or of a vector, as float32; by range where it can.
+        """Read entries `start` to `stop` - 1 along an axis as float32; reads only these where the format allows it.
 
         Raises:
             BadFile: as `read`.
@@ -71,13 +71,13 @@ class TensorFile(ABC):
 
 
 class SafetensorsFile(TensorFile):
-    """A .safetensors file, memory-mapped, or the parts that stand for one, each tensor whole in one of them."""
+    """A memory-mapped .safetensors file, or the shards it is split into, each tensor whole in one of them."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header, or that of every part.
+        """Read the header, or that of every shard.
 
         Raises:
-            BadFile: when there is no such file, it or a part is truncated, or a tensor is in two parts.
+            BadFile: when there is no such file, it or a shard is truncated, or a tensor is in two shards.
         """
         self.path = path
         found: dict[str, tuple[int, ...]] = {}
@@ -98,11 +98,11 @@ class SafetensorsFile(TensorFile):
         self.shapes = found
 
     def read(self, name: str) -> Tensor:
-        """One tensor as float32; float32 on disk is not copied. Raises BadFile."""
+        """Read one tensor as float32; float32 on disk is not copied. Raises BadFile."""
         return self._read(name, ())
 
     def read_range(self, name: str, axis: int, start: int, stop: int) -> Tensor:
-        """Part of a tensor as float32; the rest is not read. Raises BadFile."""
+        """Read part of a tensor as float32, and nothing else. Raises BadFile."""
         return self._read(name, (slice(None),) * axis + (slice(start, stop),))
 
     def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
@@ -112,7 +112,7 @@ class SafetensorsFile(TensorFile):
         return tensor.to(torch.float32)
 
     def _stored(self, name: str, part: tuple[slice, ...]) -> Tensor:
-        """A tensor, or part of it, in the type it has in the file."""
+        """Read a tensor, or part of it, in its stored type."""
         path = self._holder[name]
         try:
             with safe_open(path, framework="pt") as file:
@@ -123,25 +123,25 @@ class SafetensorsFile(TensorFile):
 
 
 class LoadedTensors(TensorFile):
-    """Tensors that are in memory, as a file of named tensors; `name` stands in errors for its path.
+    """Tensors in memory, presented as a file of named tensors; errors give `name` as its path.
 
-    What is float32 on the CPU is shared, not copied: it follows the object that owns it.
+    Tensors that are float32 on the CPU are shared, not copied: changes to their owner show here.
     """
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Hold them."""
+        """Hold the tensors, detached."""
         self.path = Path(name)
         self._tensors = {name.removeprefix(_COMPILED): tensor.detach() for name, tensor in tensors.items()}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """One tensor as float32 on the CPU. Raises BadFile for one without values, as of an offloaded module."""
+        """Read one tensor as float32 on the CPU. Raises BadFile for one without values, as in an offloaded module."""
         if self._tensors[name].is_meta:
             raise BadFile(f"{self.path}: tensor {name!r} is a placeholder without values. Load the object's weights.")
         return self._tensors[name].to("cpu", torch.float32)
 
     def number(self, name: str) -> float:
-        """A tensor of one value. Raises BadFile when it holds several, or one that is not finite."""
+        """The value of a tensor that holds only one. Raises BadFile when it holds several, or is not finite."""
         return _one_number(self.path, name, self._tensors[name])
 
 
@@ -152,7 +152,7 @@ def _one_number(path: Path, name: str, tensor: Tensor) -> float:
 
 
 def shards_of(path: Path) -> list[Path]:
-    """The parts that stand for a .safetensors file: `model-00001-of-00002.safetensors` and so on; empty where none do.
+    """The shards of a .safetensors file: `model-00001-of-00002.safetensors` and so on; empty where there are none.
 
     Raises:
         BadFile: when some are missing.
@@ -170,7 +170,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 class NpyHeader(NamedTuple):
-    """What an .npy says before its values: shape, whether the first axis varies fastest, type, and bytes so far."""
+    """The header of an .npy: shape, whether the first axis varies fastest, type, and the header's length in bytes."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -185,7 +185,7 @@ class NpzFile(TensorFile):
         """Read the headers of the archive and of every member.
 
         Raises:
-            BadFile: when there is no such file, or it is truncated or no archive of arrays.
+            BadFile: when there is no such file, or it is truncated or not an archive of arrays.
         """
         self.path = path
         self._members: dict[str, tuple[NpyHeader, int | None]] = {}
@@ -202,7 +202,7 @@ class NpzFile(TensorFile):
         self.shapes = {name: header.shape for name, (header, _) in self._members.items()}
 
     def read(self, name: str) -> Tensor:
-        """One member as float32; aligned float32 stored uncompressed is mapped, copy on write. Raises BadFile."""
+        """Read one member as float32; aligned, uncompressed float32 is mapped, copy on write. Raises BadFile."""
         header, start = self._members[name]
         if not is_floating(header.dtype):
             raise BadFile(not_floating(self.path, name, str(header.dtype)))
@@ -226,15 +226,15 @@ class NpzFile(TensorFile):
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether values are floating-point numbers that PyTorch has too: long doubles are not."""
+    """Whether a type is a floating-point type that PyTorch has too, which long double is not."""
     return dtype.kind == "f" and dtype.itemsize <= 8
 
 
 def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpyHeader:
-    """What a member of an .npz says of its values.
+    """Read the header of an .npz member.
 
     Raises:
-        ValueError: when the member is no .npy, or its values do not fill it.
+        ValueError: when the member is not an .npy, its values do not fill it, or it is packed implausibly tightly.
     """
     if info.file_size > max(UNPACKED, RATIO * info.compress_size):
         raise ValueError(
@@ -244,7 +244,7 @@ def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpyHeader:
         first = np.lib.format.read_magic(file) == (1, 0)
         rest = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         header = NpyHeader(*rest(file), file.tell())
-    # the product in Python's integers, which do not wrap; objects are refused when they are read
+    # multiplied as Python integers, which do not wrap; arrays of objects are refused when they are read
     filled = header.n_bytes + math.prod(header.shape) * header.dtype.itemsize
     if header.dtype.kind != "O" and info.file_size != filled:
         raise ValueError(
@@ -254,26 +254,26 @@ def member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpyHeader:
 
 
 def member_start(raw: IO[bytes] | io.RawIOBase, info: zipfile.ZipInfo) -> int:
-    """Where in the file the bytes of a member begin."""
-    # the local header repeats name and extra field, of lengths that the directory's copy need not share
+    """The offset in the file at which the bytes of a member begin."""
+    # the local header repeats the name and the extra field, whose lengths may differ from those in the directory
     raw.seek(info.header_offset + 26)
     lengths = raw.read(4) or b""
     return info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
 
 
 def not_floating(path: Path, name: str, dtype: str) -> str:
-    """The sentence for a tensor of integers, or of anything else that is no weight."""
+    """The error message for a tensor of integers, or of anything else that is not floating-point."""
     return f"{path}: tensor {name!r} is {dtype}, expected floating-point numbers. Convert the file to float32."
 
 
 class TorchFile(TensorFile):
-    """A state dict in a .pt file, memory-mapped. Scalars are among the tensors, with an empty shape."""
+    """A memory-mapped state dict in a .pt file. Scalar tensors are included, with an empty shape."""
 
     def __init__(self, path: Path) -> None:
         """Read names and shapes.
 
         Raises:
-            BadFile: when there is no such file, it is truncated, it is no zip archive of PyTorch 1.6 or later, or
+            BadFile: when there is no such file, it is truncated, it is not a zip archive of PyTorch 1.6 or later, or
                 it holds anything but named tensors.
         """
         self.path = path
@@ -297,14 +297,14 @@ class TorchFile(TensorFile):
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._load().items()}
 
     def read(self, name: str) -> Tensor:
-        """One tensor as float32; float32 on disk is not copied. Raises BadFile."""
+        """Read one tensor as float32; float32 on disk is not copied. Raises BadFile."""
         tensor = self._tensor(name)
         if not tensor.is_floating_point():
             raise BadFile(not_floating(self.path, name, str(tensor.dtype)))
         return tensor.to(torch.float32)
 
     def number(self, name: str) -> float:
-        """A tensor of one value, of any type.
+        """The value of a tensor that holds only one, of any type.
 
         Raises:
             BadFile: when it holds several values, or one that is not finite.
@@ -326,7 +326,7 @@ class TorchFile(TensorFile):
                 f"{self.path}: holds more than tensors, and loading that could run code, so it was not loaded "
                 f"({reason}). Use a file that holds a state_dict alone, from a source you trust."
             ) from error
-        except Exception as error:  # torch's unpickler of damaged bytes raises whatever its stack gives
+        except Exception as error:  # on damaged bytes torch's unpickler may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadFile(f"{self.path}: cannot be read as tensors ({reason}). {FETCH_AGAIN}") from error
         if not isinstance(data, dict) or not data:
