@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _RAISES = re.compile(r"\n\n?Raises:\n((?:    .*(?:\n|$))+)")
-_PAIR = re.compile(r"    [A-Z]\w*: ")
+_PAIR = re.compile(r"    [A-Z]\w*(?:, [A-Z]\w*)*: ")
 
 
 def with_sentences(docstring: str) -> str:

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from saeflow.errors import Unreachable
 from saeflow.ids import FeatureId
 from saeflow.labels import WordsFolder, words_folder
-from saeflow.labels.explain import Chat
+from saeflow.labels.explain import Chat, explain
 from saeflow.llm.endpoint import Endpoint, Pacing, Secret
 
-from ..steering.judges.server import KEY, Reply, says, serving
+from ..steering.judges.server import KEY, Reply, after, says, serving
 from .test_explain import FRUIT, KING, SITE, folder
 
 __all__ = ["folder"]
@@ -177,3 +178,15 @@ def test_an_endpoint_is_a_chat_and_answers_in_order():
             assert said == [f"{i} 7" for i in range(20)]
             assert chat.complete([]) == []
     assert FeatureId(SITE, 0) == KING
+
+
+def test_what_an_endpoint_answered_before_it_failed_is_kept(folder, tmp_path):
+    refuses = after(says('{"explanation": "kept"}'), then=lambda _: Reply(401))
+    with serving(refuses) as server:
+        pacing = Pacing(concurrency=1)
+        with (
+            Endpoint("echo", base_url=server.url, secret=Secret(KEY), temperature=0, seed=7, pacing=pacing) as chat,
+            pytest.raises(Unreachable),
+        ):
+            list(explain(folder, chat, [KING, FRUIT], cache=tmp_path / "answers"))
+    assert len(list((tmp_path / "answers").rglob("*.json"))) == 1

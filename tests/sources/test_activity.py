@@ -7,8 +7,8 @@ from tiny_models import D_MODEL, TEXTS, tiny_model
 from saeflow.errors import InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.sources import activity
-from saeflow.sources.activations import JumpReLU, TopK
-from saeflow.sources.activity import encoded, site_groups, site_states, special_tokens, text_batches
+from saeflow.sources.activations import Function, JumpReLU, TopK
+from saeflow.sources.activity import encoded, encoder_digest, site_groups, site_states, special_tokens, text_batches
 from saeflow.sources.dictionary import Dictionary, Tap
 
 SITES = [Site(0, Part.MLP), Site(0, Part.RES), Site(1, Part.RES)]
@@ -20,6 +20,13 @@ def dictionary(site, act=None):
     return Dictionary(
         site, tap=Tap.of(site.part), W_enc=W, b_enc=torch.zeros(24), W_dec=W, b_dec=W[0] * 0, activation=act
     )
+
+
+def test_encoders_of_different_functions_have_different_digests():
+    model = tiny_model("llama")
+    functions = (torch.relu, lambda x: torch.relu(x - 1.0), torch.relu)
+    first, other, again = (encoder_digest(dictionary(SITES[0], Function(f)), model) for f in functions)
+    assert first == again != other
 
 
 def test_special_tokens_do_not_count():

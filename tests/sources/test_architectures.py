@@ -55,6 +55,8 @@ def test_a_site_names_the_point_of_its_own_tensor():
     assert [Tap.of(part).part for part in Part] == list(Part)
     assert Tap.Z.part is Part.ATT
     assert str(Point(2, Tap.Z)) == "2/z"
+    assert not Point(2, Tap.ATT) != (2, Tap.ATT)  # noqa: SIM202 - `!=` is what is tested
+    assert Point(2, Tap.ATT, View.NORM) != (2, Tap.ATT)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,9 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path):
         (lambda s: s + "[files.l0]\n0 = [1]", "depend on l0"),
         (lambda s: s.replace('model = "me/my-model"', ""), "model is None, expected str"),
         (lambda s: s + "]", "cannot be read as TOML"),
+        (lambda s: s + 'optional = "x.json"', "optional is 'x.json', expected list"),
+        (lambda s: s + "optional = [1]", "1 is among the paths of me/saes"),
+        (lambda s: s + 'n_features = "16k"', "n_features is '16k', expected int"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_refused_by_entry(tmp_path: Path, edit: Callable[[str], str], message: str):
@@ -190,6 +193,16 @@ def test_a_recipe_that_is_wrong_is_refused_by_entry(tmp_path: Path, edit: Callab
     path.write_text(edit(OWN))
     with pytest.raises(BadFile, match=rf"mine\.toml: .*{message}"):
         read_release(str(path))
+
+
+def test_aliases_in_a_circle_are_refused(tmp_path: Path):
+    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
+    a.write_text(f'same_as = "{b}"')
+    b.write_text(f'same_as = "{a}@run=b"')
+    with pytest.raises(BadFile, match=r"same_as leads from .*a\.toml to .*b\.toml to .*a\.toml, in a circle"):
+        read_release(str(a))
+    a.write_text(OWN)
+    assert read_release(str(b)).chosen == {"run": "b"}
 
 
 def test_data_beside_a_recipe_is_no_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

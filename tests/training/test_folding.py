@@ -85,6 +85,16 @@ def test_unfolding_is_the_inverse(target, k):
     torch.testing.assert_close(back.W_enc, unit.W_enc, rtol=1e-5, atol=1e-5)
 
 
+def test_a_topk_whose_rows_have_other_norms_is_refused():
+    w, (read, written) = weights(D_IN, k=4), norms(D_IN)
+    folded = fold(w, SAE, read, written)
+    rows = folded.W_dec * torch.linspace(0.5, 2, N)[:, None]
+    names = ("W_enc", "b_enc", "b_dec", "activation")
+    other = Dictionary(SAE.site, tap=SAE.reads, W_dec=rows, **{name: getattr(folded, name) for name in names})
+    with pytest.raises(InvalidArgument, match=r"norms from 0\.5 to 2\. .* rows of norm 1"):
+        unfold(other, read, written)
+
+
 def test_rows_alike_have_no_normalisation():
     with pytest.raises(InvalidArgument, match=r"activations at 3/res have a mean norm of 0.0"):
         Normalisation.of(torch.zeros(4), torch.tensor(0.0), "3/res")

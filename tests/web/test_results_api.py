@@ -115,6 +115,11 @@ def test_a_page_that_cannot_be_drawn_is_told_in_a_sentence(painting, monkeypatch
         until(folder._drawing.done, 30)
         with pytest.raises(BadFile, match=r"cannot be drawn \(OSError: no paint\)"):
             folder.page()
+        # it is tried again when it is next asked for
+        monkeypatch.setattr(results, "_DRAW", "import sys; open(sys.argv[1] + '/index.html', 'w').write('drawn')")
+        folder.page()
+        until(folder._drawing.done, 30)
+        assert folder.page()[0] == "drawn"
 
 
 def test_what_is_drawn_ends_with_the_server(painting, monkeypatch, tmp_path):

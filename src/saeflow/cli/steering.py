@@ -131,7 +131,7 @@ def plan(
     """Plan what to steer: features of flow graphs, each with a strength or a factor, as a file to edit.
 
     Args:
-        suppress: Steer away from the features: not towards them.
+        suppress: Steer away from the features.
         strength: Strength of activation: 1 by default, within --budget-total.
         drop: Features to leave out.
         min_score: Leave out features whose path to a start has an edge below it.
@@ -250,21 +250,22 @@ def steer(
     Args:
         prompt: What the texts continue from.
         plan: File of a plan, as --out or `saeflow plan` wrote it.
-        suppress: Steer away from the features: not towards them.
+        suppress: Steer away from the features.
         strength: Strength of activation: 1 by default, within --budget-total.
         budget_total: The most that all layers together may change, as a share of the centred norm: 0.4 without
             --strength.
-        samples: How many samples: with consecutive seeds.
-        seed: Seed of everything that is drawn: that of the first sample.
+        samples: Number of samples: with consecutive seeds.
+        seed: Random seed: that of the first sample.
         max_new_tokens: Length of the texts; by default 36 to activate and 96 to suppress.
         temperature: Temperature of sampling; 0 is greedy, the paper takes 1.27.
         top_p: Probability of the nucleus; the paper takes 0.7.
         out: Where to write: the plan (.json), to edit and repeat.
     """
     from saeflow.sources.library import load_dictionaries
-    from saeflow.steering.ask import LENGTHS, default_budget
+    from saeflow.steering.ask import default_budget
     from saeflow.steering.generate import Sampling
     from saeflow.steering.plan import load_plan
+    from saeflow.steering.theme import LENGTHS
 
     # 1. What was asked, refused before anything is loaded.
     length = LENGTHS[SteeringDirection.ACTIVATE] if max_new_tokens is None else max_new_tokens
@@ -287,7 +288,7 @@ def steer(
         weights = load_dictionaries(release, device=language_model.device)
         if not (language_model.model or weights.model):
             language_model = replace(language_model, model=made.model)
-        loaded = language_model.load(release, weights).as_trained(weights)
+        loaded = language_model.load(release, weights)
     else:
         from saeflow.matching.atlas import open_atlas
 

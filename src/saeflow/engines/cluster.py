@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -74,9 +75,9 @@ class Cluster(Engine):
         now = time.monotonic()
         if not self._looked or now - self._looked > _LOOK:
             there = self._ray.cluster_resources()
-            self._looked, self._seen = now, int(there.get("CPU", 0) // self._slot.cpus)
+            self._looked, self._seen = now, _places(there.get("CPU", 0), self._slot.cpus)
             if self._slot.gpus:
-                self._seen = min(self._seen, int(there.get("GPU", 0) // self._slot.gpus))
+                self._seen = min(self._seen, _places(there.get("GPU", 0), self._slot.gpus))
         return self._seen
 
     def run(
@@ -143,6 +144,11 @@ def _knock(address: str) -> None:
 def _unjoined(address: str, error: Exception) -> Unreachable:
     where = f"the Ray cluster at {address!r}" if address else "a Ray cluster on this machine"
     return Unreachable(f"{where} cannot be joined ({error}). Start it with `ray start --head`.")
+
+
+def _places(there: float, each: float) -> int:
+    """How many shares of `each` fit; the nearest whole number counts, since 1 // 0.1 is 9."""
+    return math.floor(there / each + 1e-9)
 
 
 def _unit(held: list[Any], key: str, unit: Any, slot: Slot) -> UnitResult:

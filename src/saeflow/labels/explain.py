@@ -27,7 +27,7 @@ from saeflow.labels.detection import Detection, DetectionTrial, Silence, make_tr
 from saeflow.labels.questions import ask_fires, ask_label, marked, read_fires, read_label
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
 from saeflow.llm.answers import Answers
-from saeflow.llm.endpoint import Messages
+from saeflow.llm.endpoint import Endpoint, Messages
 from saeflow.records import Progress
 
 TRIES: Final = 3
@@ -160,7 +160,7 @@ def explain(
     Raises:
         InvalidArgument: for a number below 1.
         BadFile: when the words cannot be read, or the chat gives another number of answers than questions.
-        Unreachable: when an answer does not come; answers of earlier rounds of questions are kept.
+        Unreachable: when an answer does not come; those of an `Endpoint` that came are kept.
     """
     for name, value in {"shown": shown, "held_out": held_out, "silent": silent, "at_once": at_once}.items():
         if value < 1:
@@ -266,28 +266,38 @@ class _Asker:
         keys = [self._key(question) for question in asked]
         readers = list(read) * len(asked) if len(read) == 1 else list(read)
         found: list[T | None] = [None] * len(asked)
-        open_ = list(range(len(asked)))
+        unread = set(range(len(asked)))
+
+        def hear(place: int, said: str, *, new: bool = True) -> None:
+            try:
+                found[place] = readers[place](said)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                again = {"role": "user", "content": _AGAIN.format(why=str(error)[:200])}
+                asked[place] = [*asked[place], {"role": "assistant", "content": said[:2000]}, again]
+                return
+            unread.discard(place)
+            if new:
+                self._answers.put(keys[place], {"model": self.name, "answer": said})
+
+        kept = {place: answer for place, key in enumerate(keys) if (answer := self._kept(key)) is not None}
+        for place, answer in kept.items():
+            hear(place, answer, new=False)
         for _ in range(TRIES):
-            kept = {place: self._kept(self._key(asked[place])) for place in open_}
-            missing = [place for place, answer in kept.items() if answer is None]
-            given = list(chat.complete([asked[place] for place in missing])) if missing else []
-            if len(given) != len(missing):
-                raise BadFile(f"{self.name} gave {len(given)} answers to {len(missing)} questions. Check the client.")
-            kept |= dict(zip(missing, given, strict=True))
-            open_ = []
-            for place, answer in kept.items():
-                said = str(answer)
-                try:
-                    found[place] = readers[place](said)
-                    if self._kept(keys[place]) is None:
-                        self._answers.put(keys[place], {"model": self.name, "answer": said})
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    again = {"role": "user", "content": _AGAIN.format(why=str(error)[:200])}
-                    asked[place] = [*asked[place], {"role": "assistant", "content": said[:2000]}, again]
-                    open_.append(place)
-            if not open_:
-                break
+            places = sorted(unread)
+            if places:
+                self._complete(chat, [asked[place] for place in places], lambda n, said, at=places: hear(at[n], said))
         return found
+
+    def _complete(self, chat: Chat, conversations: Sequence[Messages], take: Callable[[int, str], None]) -> None:
+        """Pass every answer to `take`; those of an endpoint as they come, so that they are kept if another fails."""
+        if isinstance(chat, Endpoint):
+            chat.complete(conversations, take)
+            return
+        given = list(chat.complete(conversations))
+        if len(given) != len(conversations):
+            raise BadFile(f"{self.name} gave {len(given)} answers to {len(conversations)} questions. Check the client.")
+        for number, answer in enumerate(given):
+            take(number, str(answer))
 
     def known(self, question: Messages, read: Callable[[str], T]) -> T | None:
         """The kept answer to a question, as read; None if there is none, or it cannot be read."""

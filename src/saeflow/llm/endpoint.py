@@ -229,19 +229,22 @@ class Endpoint:
         """Close the connections."""
         self._client.close()
 
-    def complete(self, conversations: Sequence[Messages]) -> Sequence[str]:
-        """The answer to each conversation, in order.
+    def complete(
+        self, conversations: Sequence[Messages], take: Callable[[int, str], object] = lambda _number, _answer: None
+    ) -> Sequence[str]:
+        """The answer to each conversation, in order; `take` is called with the number and text of each as it comes.
 
         Raises:
             Unreachable: when an answer does not come, or the endpoint refuses the key.
             InvalidArgument: when the endpoint does not know the model or the request.
         """
         found: dict[int, str] = {}
-        self.ask_all(
-            lambda number: self.ask(conversations[number]),
-            range(len(conversations)),
-            lambda number, answer: found.update({number: answer.result()}),
-        )
+
+        def heard(number: int, answer: Future[str]) -> None:
+            found[number] = answer.result()
+            take(number, found[number])
+
+        self.ask_all(lambda number: self.ask(conversations[number]), range(len(conversations)), heard)
         return [found[number] for number in range(len(conversations))]
 
     def ask_all(self, ask: Callable[[X], T], items: Sequence[X], take: Callable[[X, Future[T]], object]) -> None:

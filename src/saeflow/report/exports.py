@@ -19,19 +19,19 @@ a link is the cosine, and labels are in `clerp`. The viewer's requirements, take
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from saeflow.errors import InvalidArgument, UnknownRelease
-from saeflow.flow.graph import FlowGraph, MeasuredEdge, MeasuredNode, Node
+from saeflow.flow.graph import FlowGraph, MeasuredEdge, Node
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.neuronpedia import sources_of
 from saeflow.labels.words import Words, no_words
 from saeflow.report.html import page_html
-from saeflow.report.svg import FACE, KINDS, MODULE, TONES, WIRE, graph_svg, strength
+from saeflow.report.svg import FACE, WIRE, graph_svg, strength, tone_of
 from saeflow.report.tokens import headline, one_line
 from saeflow.report.views import graph_data, graph_page, score_text
 from saeflow.version import __version__
@@ -88,7 +88,7 @@ def dot(graph: FlowGraph, words: Words = no_words) -> bytes:
     for node in graph.nodes:
         text = "\\n".join(escaped(one_line(line)) for line in _lines(node, words))
         bold = ", penwidth=2.5" if node.feature == graph.seed else ""
-        look = f'label="{text}", group={node.feature.part}, color="{_tone(node)[1]}"{bold}'
+        look = f'label="{text}", group={node.feature.part}, color="{tone_of(node)[1]}"{bold}'
         lines.append(f'  "{node.feature}" [{look}];')
     for edge in graph.edges:
         weight = strength(edge)
@@ -113,28 +113,24 @@ def mermaid(graph: FlowGraph, words: Words = no_words) -> bytes:
     for node in graph.nodes:
         text = "<br/>".join(map(entities, _lines(node, words)))
         opening, closing = ("([", "])") if node.feature == graph.seed else ("[", "]")
-        lines.append(f'  {name(node.feature)}{opening}"{text}"{closing}:::{_tone(node)[0]}')
+        lines.append(f'  {name(node.feature)}{opening}"{text}"{closing}:::{_class_of(node)}')
     for edge in graph.edges:
         arrow = "-->" if edge.parent.part is Part.RES else "-.->"
         shown = score_text(edge.effect if isinstance(edge, MeasuredEdge) else edge.score)
         lines.append(f"  {name(edge.parent)} {arrow}|{shown}| {name(edge.child)}")
-    lines += [f"  classDef {tone} stroke:{colour}" for tone, colour in dict(map(_tone, graph.nodes)).items()]
+    tones = {_class_of(node): tone_of(node)[1] for node in graph.nodes}
+    lines += [f"  classDef {name} stroke:{colour}" for name, colour in tones.items()]
     return "\n".join([*lines, ""]).encode("utf-8", "replace")
+
+
+def _class_of(node: Node) -> str:
+    """The name of a node's tone without a hyphen, which Mermaid would read as part of an arrow."""
+    return tone_of(node)[0].removeprefix("case-")
 
 
 def _lines(node: Node, words: Words) -> list[str]:
     """The lines of a drawn node: its id, and its words if it has any."""
     return [line for line in (str(node.feature), one_line(headline(words.get(node.feature)))) if line]
-
-
-def _tone(node: Node) -> tuple[str, str]:
-    """The name and colour for a node's case, or for a module feature; for its kind if it is an error or a logit."""
-    if isinstance(node, MeasuredNode) and node.kind != "feature":
-        return node.kind, KINDS[node.kind][0]
-    if node.feature.part is not Part.RES:
-        return "module", MODULE
-    name = "unexplained" if node.evolution is None else node.evolution.value
-    return name, TONES[name]
 
 
 def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
@@ -164,31 +160,101 @@ def circuit_tracer_json(graph: FlowGraph, words: Words = no_words) -> bytes:
         return feature != graph.seed, feature.part is not Part.RES, abs(feature.layer - graph.seed.layer)
 
     nearest = sorted(graph.nodes, key=away)[:PINNED]
+    return attribution_graph(
+        slug=f"saeflow-{release or 'graph'}-{seed.replace('/', '-')}",
+        scan=model,
+        tokens=_TOKENS,
+        prompt=f"Feature flow of {seed}, from the weights: cosines of decoder rows, no prompt.",
+        description="Columns are parts of the model (attention, MLP, residual stream), not tokens. "
+        "Weights are cosines of decoder rows, not attributions.",
+        pinned=[_node_id(node.feature) for node in nearest],
+        clicked=_node_id(graph.seed),
+        nodes=nodes,
+        links=[(_node_id(edge.parent), _node_id(edge.child), edge.score) for edge in graph.edges],
+    )
+
+
+def attribution_graph(
+    *,
+    slug: str,
+    scan: str,
+    tokens: Sequence[str],
+    prompt: str,
+    description: str,
+    pinned: Sequence[str],
+    clicked: str,
+    nodes: Sequence[Mapping[str, Any]],
+    links: Iterable[tuple[str, str, float]],
+    supernodes: Sequence[Sequence[str]] = (),
+) -> bytes:
+    """The file of an attribution graph (schema version 1), from nodes of `attribution_node`."""
     data = {
         "metadata": {
-            "slug": f"saeflow-{release or 'graph'}-{seed.replace('/', '-')}",
-            "scan": model,
+            "slug": "".join(char if char.isalnum() or char in "-_." else "-" for char in slug),
+            "scan": scan,
             "transcoder_list": [],
-            "prompt_tokens": list(_TOKENS),
-            "prompt": f"Feature flow of {seed}, from the weights: cosines of decoder rows, no prompt.",
+            "prompt_tokens": list(tokens),
+            "prompt": prompt,
             "schema_version": 1,
-            "info": {
-                "description": "Columns are parts of the model (attention, MLP, residual stream), not tokens. "
-                "Weights are cosines of decoder rows, not attributions.",
-                "generator": {"name": "saeflow", "version": __version__},
-            },
+            "info": {"description": description, "generator": {"name": "saeflow", "version": __version__}},
         },
         "qParams": {
-            "pinnedIds": [_node_id(node.feature) for node in nearest],
-            "supernodes": [],
+            "pinnedIds": list(pinned),
+            "supernodes": list(supernodes),
             "linkType": "both",
-            "clickedId": _node_id(graph.seed),
+            "clickedId": clicked,
             "sg_pos": "",
         },
         "nodes": nodes,
-        "links": [{"source": _node_id(e.parent), "target": _node_id(e.child), "weight": e.score} for e in graph.edges],
+        "links": [{"source": parent, "target": child, "weight": weight} for parent, child, weight in links],
     }
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def attribution_node(
+    name: str,
+    number: int,
+    layer: int | str,
+    column: int,
+    n_columns: int,
+    *,
+    js: str,
+    label: str,
+    kind: str = "cross layer transcoder",
+    chance: float = 0.0,
+    target: bool = False,
+    activation: float | None = None,
+) -> dict[str, Any]:
+    """A node of an attribution graph.
+
+    Args:
+        name: its id, which links use.
+        number: its feature number.
+        layer: its layer.
+        column: its token.
+        n_columns: how many tokens there are.
+        js: its id in the viewer.
+        label: its words.
+        kind: its `feature_type`.
+        chance: the probability of a logit's token.
+        target: whether the graph explains it.
+        activation: of a feature.
+    """
+    return {
+        "node_id": name,
+        "feature": number,
+        "layer": str(layer),
+        "ctx_idx": column,
+        "feature_type": kind,
+        "token_prob": chance,
+        "is_target_logit": target,
+        "run_idx": 0,
+        "reverse_ctx_idx": n_columns - 1 - column,
+        "jsNodeId": js,
+        "clerp": label,
+        "influence": None,
+        "activation": activation,
+    }
 
 
 def feature_number(feature: FeatureId) -> int:
@@ -210,21 +276,9 @@ def _node_id(feature: FeatureId) -> str:
 
 def _circuit_node(feature: FeatureId, label: str) -> dict[str, Any]:
     column = COLUMNS[feature.part]
-    return {
-        "node_id": _node_id(feature),
-        "feature": feature_number(feature),
-        "layer": str(feature.layer),
-        "ctx_idx": column,
-        "feature_type": "cross layer transcoder",
-        "token_prob": 0.0,
-        "is_target_logit": False,
-        "run_idx": 0,
-        "reverse_ctx_idx": len(_TOKENS) - 1 - column,
-        "jsNodeId": f"{feature.layer}_{feature.index}-{len(_TOKENS) - 1 - column}",
-        "clerp": label,
-        "influence": None,
-        "activation": None,
-    }
+    js = f"{feature.layer}_{feature.index}-{len(_TOKENS) - 1 - column}"
+    number = feature_number(feature)
+    return attribution_node(_node_id(feature), number, feature.layer, column, len(_TOKENS), js=js, label=label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ and token; here each layer has up to three (attention, MLP, residual stream), di
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -24,11 +23,18 @@ from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import FeatureWords, Words, no_words
 from saeflow.prompt_graph.graph import PromptGraph
 from saeflow.report.blocks import Block, BlockRow, Column, ColumnRole, GraphFigure, Notes, Page, Table
-from saeflow.report.exports import COLUMNS, PINNED, export, feature_number, format_named
+from saeflow.report.exports import (
+    COLUMNS,
+    PINNED,
+    attribution_graph,
+    attribution_node,
+    export,
+    feature_number,
+    format_named,
+)
 from saeflow.report.html import page_html
 from saeflow.report.tokens import headline, one_line, visible
 from saeflow.report.views import NONE, score_text
-from saeflow.version import __version__
 
 if TYPE_CHECKING:
     from pandas.api.typing import NAType
@@ -305,52 +311,37 @@ def circuit_tracer_json(graph: PromptGraph, words: Words = no_words) -> bytes:
             label = f"{feature} {one_line(headline(words.get(feature)))}".rstrip()
         ids[row.node] = name
         nodes.append(
-            {
-                "node_id": name,
-                "feature": number,
-                "layer": layer,
-                "ctx_idx": int(row.position),
-                "feature_type": kind,
-                "token_prob": chance,
-                "is_target_logit": row.node == graph.target,
-                "run_idx": 0,
-                "reverse_ctx_idx": len(graph.tokens) - 1 - int(row.position),
-                "jsNodeId": js,
-                "clerp": label,
-                "influence": None,
-                "activation": float(row.activation),
-            }
+            attribution_node(
+                name,
+                number,
+                layer,
+                int(row.position),
+                len(graph.tokens),
+                js=js,
+                label=label,
+                kind=kind,
+                chance=chance,
+                target=row.node == graph.target,
+                activation=float(row.activation),
+            )
         )
-    slug = f"saeflow-{graph.release or 'graph'}-{graph.positions[-1]}"
-    data = {
-        "metadata": {
-            "slug": "".join(char if char.isalnum() or char in "-_." else "-" for char in slug),
-            "scan": graph.model or graph.release,
-            "transcoder_list": [],
-            "prompt_tokens": [visible(token) for token in graph.tokens],
-            "prompt": graph.text,
-            "schema_version": 1,
-            "info": {
-                "description": "Weights are measured: the share of the child's value that goes when the parent is "
-                "removed at its own site. Features are those of sparse autoencoders at three sites of each layer.",
-                "generator": {"name": "saeflow", "version": __version__},
-            },
-        },
-        "qParams": {
-            "pinnedIds": [ids[node] for node in (graph.target, *(graph.pins or _strongest(graph)))],
-            "supernodes": [[name, *(ids[node] for node in members)] for name, members in graph.supernodes.items()],
-            "linkType": "both",
-            "clickedId": ids[graph.target],
-            "sg_pos": "",
-        },
-        "nodes": nodes,
-        "links": [
-            {"source": ids[edge.parent], "target": ids[edge.child], "weight": float(edge.effect)}
+    return attribution_graph(
+        slug=f"saeflow-{graph.release or 'graph'}-{graph.positions[-1]}",
+        scan=graph.model or graph.release,
+        tokens=[visible(token) for token in graph.tokens],
+        prompt=graph.text,
+        description="Weights are measured: the share of the child's value that goes when the parent is removed at its "
+        "own site. Features are those of sparse autoencoders at three sites of each layer.",
+        pinned=[ids[node] for node in (graph.target, *(graph.pins or _strongest(graph)))],
+        supernodes=[[name, *(ids[node] for node in members)] for name, members in graph.supernodes.items()],
+        clicked=ids[graph.target],
+        nodes=nodes,
+        links=[
+            (ids[edge.parent], ids[edge.child], float(edge.effect))
             for edge in _edge_rows(graph.edges)
             if not pd.isna(edge.effect)
         ],
-    }
-    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    )
 
 
 def _strongest(graph: PromptGraph) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from saeflow.flow.graph import Edge, FlowGraph, MeasuredEdge, MeasuredNode
+from saeflow.flow.graph import Edge, FlowGraph, MeasuredEdge, MeasuredNode, Node
 from saeflow.flow.scores import Evolution
 from saeflow.ids import Part
 from saeflow.labels.words import Words, no_words, silent
@@ -112,9 +112,8 @@ def wire_opacity(score: float) -> float:
     return 0.25 + 0.6 * min(max(score, 0.0), 1.0)
 
 
-def tone_of(box: NodeBox) -> tuple[str, str]:
+def tone_of(node: Node) -> tuple[str, str]:
     """A node's CSS class and colour: by its case, `module` for module features, by its kind in a prompt graph."""
-    node = box.node
     if isinstance(node, MeasuredNode):
         kind = node.kind if node.kind != "feature" else "stream" if node.feature.part is Part.RES else "module"
         return kind, KINDS[kind][0]
@@ -228,7 +227,7 @@ def _stub(stub: Stub) -> str:
 
 def _node(graph: FlowGraph, words: Words, box: NodeBox) -> str:
     node = box.node
-    kind, colour = tone_of(box)
+    kind, colour = tone_of(box.node)
     dead = bool(silent(words, node.feature))
     name = _spoken(graph, box, headline(words.get(node.feature)), dead=dead)
     kind += " silent" if dead else ""

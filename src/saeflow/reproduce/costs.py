@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -238,13 +239,9 @@ class Costs:
 
     # --- shared by several stages
 
-    @property
+    @cached_property
     def _has_atlas(self) -> bool:
-        try:
-            open_atlas(self.recipe.release)
-        except SaeflowError:
-            return False
-        return True
+        return has_atlas(self.recipe.release)
 
     def _small(self, seconds: float) -> float:
         return seconds * self.speeds.small
@@ -313,6 +310,15 @@ class Costs:
 
 
 # --- how fast this machine is -----------------------------------------------------------------------------------------
+
+
+def has_atlas(release: str) -> bool:
+    """Whether a release has an atlas on this machine."""
+    try:
+        open_atlas(release)
+    except SaeflowError:
+        return False
+    return True
 
 
 def measure(model: str, d_model: int, *, device: str = "cpu") -> Speeds:

@@ -19,7 +19,7 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.published import GraphComparison, PublishedGraph, compare, published_graph
 from saeflow.flow.scores import Thresholds
 from saeflow.flow.trace import Matches, trace
-from saeflow.ids import FeatureId
+from saeflow.ids import FeatureId, Part
 from saeflow.labels import Words, words_for
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.direct import DirectMatches
@@ -147,7 +147,7 @@ def _reached(grown: FlowGraph, feature: FeatureId) -> float | None:
     """The cosine of a feature with the one it was found from; None for the seed."""
     if feature == grown.seed:
         return None
-    back = feature.layer <= grown.seed.layer
+    back = feature.layer <= grown.seed.layer or feature.part is not Part.RES  # a module is never a child
     return next((e.score for e in grown.edges if (e.parent if back else e.child) == feature), None)
 
 

@@ -18,7 +18,7 @@ from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.ids import Part, Site
-from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Speeds, active_features, measure
+from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Speeds, active_features, has_atlas, measure
 from saeflow.reproduce.machine import is_held, memory
 from saeflow.reproduce.recipe import FROM_WEIGHTS, PaperStage, Recipe, Shape, short
 from saeflow.reproduce.record import RECORD, Reproduction
@@ -238,7 +238,8 @@ class _Fetching:
         """The sites of which a stage reads only the decoder, and those of which it reads the whole dictionary."""
         layers = set(self.recipe.sizes[stage].get("layers", ()))
         if stage is PaperStage.ATLAS:
-            return set(self.entries), set()
+            made = has_atlas(self.recipe.release) and not self.recipe.sizes[stage].get("null")
+            return (set() if made else set(self.entries)), set()
         if stage is PaperStage.GRAPHS:
             direct = only and not only - FROM_WEIGHTS
             return ({site for site in self.entries if site.part is not Part.ATT} if direct else set()), set()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
+from saeflow.sources.activations import Function
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.modules import parameters_of
@@ -29,6 +30,9 @@ from saeflow.sources.tokens import Tokens
 
 ENCODED_AT_ONCE: Final = 1024
 """How many tokens are encoded at a time: their dense activations take 64 MiB at 16,384 features."""
+
+_PROBED: Final = 8
+"""Rows of pre-activations on which a Python function of an activation is told from others."""
 
 
 def special_tokens(model: LanguageModel, tokens: Tokens) -> Bool[Tensor, "batch pos"]:
@@ -132,7 +136,7 @@ def encoded(dictionary: Dictionary, h: Float[Tensor, "n d_in"]) -> Iterator[Floa
 def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
     """A digest of all that `encode` uses, of the point it reads, and of the kind of device.
 
-    Of an activation given as a Python function only the kind enters, not the function.
+    An activation given as a Python function is told from others by what it returns for fixed pre-activations.
 
     Raises:
         BadFile: when a tensor read at first use is bad.
@@ -144,6 +148,9 @@ def encoder_digest(dictionary: Dictionary, model: LanguageModel) -> str:
     if dictionary.preprocessing.subtract_b_dec:
         numbers.append(dictionary.b_dec)
     numbers += [torch.as_tensor(getattr(activation, n)) for n in ("threshold", "k") if hasattr(activation, n)]
+    if isinstance(activation, Function):
+        drawn = torch.randn(_PROBED, dictionary.n_features, generator=torch.Generator().manual_seed(0))
+        numbers.append(activation(drawn.to(dictionary.b_enc)))
     for tensor in numbers:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

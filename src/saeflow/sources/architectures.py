@@ -108,6 +108,10 @@ class Point(NamedTuple):
         """A plain `(layer, tap)` equals the point with `View.OWN`."""
         return isinstance(other, tuple) and tuple(self) == (*other, View.OWN)[:3]
 
+    def __ne__(self, other: object) -> bool:
+        """The opposite of `==`, which a tuple does not derive from it."""
+        return not self == other
+
     def __hash__(self) -> int:
         """The hash of the plain tuple `(layer, tap)`, which may be equal to this point."""
         return hash((self.layer, self.tap))

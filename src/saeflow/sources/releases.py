@@ -49,8 +49,14 @@ BESIDE: Final = ".graphs"
 CANONICAL: Final = "canonical"
 _CLOSE_TO: Final = 100
 _WIDTHS: Final = {f"{k}k": round(k / 16.384) * 2**14 for k in (16, 32, 65, 131, 262, 524)} | {"1m": 2**20}
-_KINDS: Final = {"repo": str, "paths": list, "layers": list, "l0": dict, "canonical": dict, "when": dict}
-_KEYS: Final = {*_KINDS, "part", "revision", "optional", "labels", "n_features", "d_in", "values", "center", "added"}
+_KINDS: Final[Mapping[str, type]] = {
+    **dict.fromkeys(("repo", "revision", "labels"), str),
+    **dict.fromkeys(("paths", "optional", "layers"), list),
+    **dict.fromkeys(("l0", "canonical", "when"), dict),
+    **dict.fromkeys(("n_features", "d_in", "values"), int),
+    **dict.fromkeys(("center", "added"), bool),
+}
+_KEYS: Final = {*_KINDS, "part"}
 
 
 class DictionarySize(NamedTuple):
@@ -131,6 +137,11 @@ def read_release(name: str) -> Release:
         InvalidArgument: for an unknown parameter, or a value without files.
         BadFile: when the TOML file does not have the form described in the module docstring.
     """
+    return _read(name, ())
+
+
+def _read(name: str, aliases: tuple[str, ...]) -> Release:
+    """`read_release` of a name that the aliases before it lead to."""
     # 1. the file, or the release it is an alias of
     base, requested = _split(name)
     path = Path(base) if base.endswith(".toml") else RELEASES / f"{base}.toml"
@@ -144,8 +155,10 @@ def read_release(name: str) -> Release:
         raise BadFile(f"{path}: cannot be read as TOML ({error}). See docs/releases.md for the form.") from error
     if "same_as" in data:
         other, more = _split(str(data["same_as"]))
+        if other in (base, *aliases):
+            raise BadFile(f"{path}: same_as leads from {' to '.join((*aliases, base, other))}, in a circle.")
         parameters = ",".join(f"{key}={value}" for key, value in (more | requested).items())
-        same = read_release(f"{other}@{parameters}" if parameters else other)
+        same = _read(f"{other}@{parameters}" if parameters else other, (*aliases, base))
         return Release(name, same.model, str(data.get("about", same.about)), same.chosen, same.sites, same.options)
 
     # 2. its entries, checked, and the values that each parameter can have
@@ -249,6 +262,8 @@ def _checked(path: Path, table: Any, parameters: set[str]) -> Mapping[str, Any]:
     for key, kind in _KINDS.items():
         if key in table or key in ("repo", "paths"):
             _entry(path, table, key, kind)
+    if strange := [one for key in ("paths", "optional") for one in table.get(key, []) if not isinstance(one, str)]:
+        raise BadFile(f"{path}: {strange[0]!r} is among the paths of {table['repo']}. Paths are strings.")
     numbers = table.get("layers", []), *table.get("l0", {}).values()
     layers = (*table.get("l0", {}), *table.get("canonical", {}))
     rows = all(isinstance(row, list) and all(isinstance(n, int) for n in row) for row in numbers)

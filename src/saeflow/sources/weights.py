@@ -114,10 +114,21 @@ class RowScaled(_Derived):
 
     def read(self, name: str) -> Tensor:
         """The base's tensor, scaled. Raises BadFile as the base does."""
-        tensor = self._base.read(name)
+        return self._scaled(name, self._base.read(name), slice(None))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some features of the base's tensor, scaled."""
+        return self._scaled(name, self._base.read_rows(name, start, stop), slice(start, stop))
+
+    @property
+    def stamp(self) -> str:
+        """The base's stamp if the decoder is the base's."""
+        return self._base.stamp if self._encoder_only else ""
+
+    def _scaled(self, name: str, tensor: Tensor, features: slice) -> Tensor:
         if name in ("b_dec", "W_skip") or (self._encoder_only and name != "W_enc"):
             return tensor
-        factor = self._factor().to(tensor)
+        factor = self._factor()[features].to(tensor)
         if name == "b_enc":
             return tensor * factor
         return tensor * factor[:, None] if name == "W_enc" else tensor / factor[:, None]
@@ -146,6 +157,11 @@ class DirectionsOnly(_Derived):
             raise UnsupportedFormat(self._why)
         return self._base.read_rows(name, start, stop)
 
+    @property
+    def stamp(self) -> str:
+        """The base's stamp, since the decoder is the base's."""
+        return self._base.stamp
+
 
 class Shifted(_Derived):
     """Weights that read and reconstruct `h` where the base's read `h - shift`, with the same activations."""
@@ -164,6 +180,17 @@ class Shifted(_Derived):
             W_enc = self._base.read("W_enc")
             return tensor - W_enc @ self._shift.to(W_enc)
         return tensor
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some features of the base's tensor, with shifted biases."""
+        if name in ("W_enc", "W_dec"):
+            return self._base.read_rows(name, start, stop)
+        return super().read_rows(name, start, stop)
+
+    @property
+    def stamp(self) -> str:
+        """The base's stamp, since the decoder is the base's."""
+        return self._base.stamp
 
 
 class Cast(_Derived):

@@ -22,6 +22,7 @@ from saeflow.records import Progress
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, load_plan
 from saeflow.steering.schedule import STRENGTH, STRENGTH_END, Schedule, ScheduleKind, schedule_from
+from saeflow.steering.theme import LENGTHS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 TOTAL: Final = 0.4
 """Budget without an explicit strength, as a share of the centred norm: a clear effect in text that is still fluent."""
-
-LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
-"""Default lengths of texts, in tokens (B.2, B.1)."""
 
 DEMO_TEXTS: Final = 8
 """Texts of each domain of the demo pack that centred norms are measured on by default."""

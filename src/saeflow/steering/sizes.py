@@ -601,6 +601,8 @@ def fit_budget(
             fits, after = c, found
         else:
             exceeds = c
+    if not fits:  # no factor fits, so that the plan changes nothing
+        after = measured(0.0)
     return _noted(plan, budget, fits, before, after)
 
 

@@ -32,12 +32,13 @@ from typing import Any, Final
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease, nearest
 from saeflow.ids import FeatureId
 from saeflow.reading import read_toml
+from saeflow.steering.plan import SteeringDirection
 
 _SHIPPED: Final = Path(__file__).parent / "themes"
-_LENGTHS: Final = {"activate": 36, "suppress": 96}
-"""Tokens of a generation where a file gives no number: those of B.2 and B.1."""
+LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
+"""Default length of a generation, in tokens (B.2, B.1)."""
 
-_KEYS: Final = ("name", "subject", "release", "starts", "examples", "keywords", "note", "subjects", *_LENGTHS)
+_KEYS: Final = ("name", "subject", "release", "starts", "examples", "keywords", "note", "subjects", *LENGTHS)
 _TASK_KEYS: Final = ("prompt", "asked", "max_new_tokens")
 
 
@@ -113,7 +114,7 @@ class Theme:
         Raises:
             InvalidArgument: for another word, or when the theme has no such task.
         """
-        if direction not in _LENGTHS:
+        if direction not in LENGTHS:
             raise InvalidArgument(f"{direction!r} is no direction. Give activate or suppress.")
         found = self.activate if direction == "activate" else self.suppress
         if found is None:
@@ -259,7 +260,7 @@ def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part o
         if not isinstance(table := data[key], dict):
             raise bad(key, f"is {table!r}", "Make it a table with prompt, asked and max_new_tokens")
         known(table, _TASK_KEYS, f"{key}.")
-        length = table.get("max_new_tokens", _LENGTHS[key])
+        length = table.get("max_new_tokens", LENGTHS[SteeringDirection(key)])
         if not isinstance(length, int) or isinstance(length, bool):
             raise bad(f"{key}.max_new_tokens", f"is {length!r}", "Give a whole number")
         return Task(text(table, "prompt", f"{key}."), text(table, "asked", f"{key}."), length)
@@ -277,7 +278,7 @@ def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part o
     try:
         made = Theme(**about, starts=tuple(map(FeatureId.parse, texts(key))))
         made = replace(made, examples=texts("examples"))
-        for key in _LENGTHS:
+        for key in LENGTHS:
             made = replace(made, **{key: task(key) if key in data else None})
         key = "subjects"
         made = replace(made, subjects=texts(key))

@@ -15,6 +15,7 @@ Section 3.2 of Gemma Scope (arXiv 2408.05147) describes the scale; the mean is f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,9 @@ from saeflow.errors import InvalidArgument
 from saeflow.sources.activations import Activation, JumpReLU, TopK
 from saeflow.sources.dictionary import PLAIN, Dictionary
 from saeflow.training.settings import TrainingTarget
+
+_UNIT: Final = 1e-3
+"""How far from 1 the norm of a unit row may be, after a file of fewer bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,8 @@ def unfold(dictionary: Dictionary, read: Normalisation, written: Normalisation) 
 
     Raises:
         InvalidArgument: when the dictionary has something that is not trained here: a normalisation per token, a
-            subtracted `b_dec`, a skip connection, or an activation that is neither JumpReLU nor TopK.
+            subtracted `b_dec`, a skip connection, an activation that is neither JumpReLU nor TopK, or a TopK whose
+            decoder rows have other norms than 1: bringing them to 1 would change which features are the largest.
     """
     activation = dictionary.activation
     if (
@@ -116,6 +121,12 @@ def unfold(dictionary: Dictionary, read: Normalisation, written: Normalisation) 
             f"{dictionary.preprocessing}). Give one that saeflow train wrote."
         )
     n = dictionary.W_dec.double().norm(dim=1)
+    if isinstance(activation, TopK) and bool(((n - 1).abs() > _UNIT).any()):
+        raise InvalidArgument(
+            f"the dictionary at {dictionary.site} is a TopK whose decoder rows have norms from {float(n.min()):.3g} to "
+            f"{float(n.max()):.3g}. Training keeps them at 1, which would change the features that are the largest. "
+            "Give one with rows of norm 1."
+        )
     W_enc, size = dictionary.W_enc.double(), n * written.scale
     enc = W_enc * (size / read.scale)[:, None]
     b_enc = dictionary.b_enc.double() * size + read.scale * (enc @ read.mean.to(W_enc))

@@ -147,7 +147,7 @@ class Explorer:
             if theme.name == name:
                 return theme
         known = ", ".join(theme.name for theme in self.themes) or "none"
-        raise InvalidArgument(f"there is no theme {name!r} of {self.atlas.release}. Themes: {known}.")
+        raise InvalidArgument(f"there is no theme {name!r} of {self.release}. Themes: {known}.")
 
     def begin(self) -> None:
         """Start a background thread that prepares, in turn, the word index, the picks, origins and results pages."""

@@ -215,7 +215,11 @@ class ResultsFolder:
                 self._source = {}
             if not self._drawing.done():
                 return WAITING
-            html = self._drawing.result()
+            try:
+                html = self._drawing.result()
+            except SaeflowError:
+                self._stamps = []  # the next request reads and draws again
+                raise
         for number, (name, _) in enumerate(self._files):
             html = html.replace(f'href="tables/{name}"', f'href="/results/{self.id}/files/{number}"')
         return html, framed_policy(html)

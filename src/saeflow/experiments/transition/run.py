@@ -1,19 +1,19 @@
-"""A match as a transcoder: how well features of one layer predict the stream at a later one (appendix F).
+"""A match as a transcoder: how well features of one layer predict the stream at a later layer (appendix F).
 
-    1. One pass over texts for fitting: sums for the regressions and sizes of features (`fit`).
-    2. T of every kind from the weights (`maps`).
-    3. One pass over other texts: the strength of each regression, and one factor for each T.
-    4. Texts of neither: what every prediction misses, a row for each text and pair (`measure`).
-    5. On some of these, the loss of the model with the prediction in place of the layer (`loss`).
+    1. One pass over texts for fitting: sums for the regressions, and feature sizes (`fit`).
+    2. T in every variant from the weights (`maps`).
+    3. One pass over validation texts: the strength of each regression, and one scale factor for each T.
+    4. Other texts: the error of every prediction, one row per text and pair (`measure`).
+    5. On some of these, the loss of the model with the prediction in place of h_B (`measure`).
 
-Held-out texts, a quarter of all, are for steps 1 and 3 (a fifth of them for 3); step 4 never sees one. Of the texts of
-step 4 step 3 takes the mean, about which their variance is. Every pass takes
-all pairs of a group together: as many as fit into memory. A killed run resumes at the pair or text it was at, and ends
-in the same bytes.
+Steps 1 and 3 use held-out texts, a quarter of all (about a fifth of them for step 3); step 4 uses none of these. Before
+step 4, one pass over its texts takes the mean about which their variance is measured. Every pass handles a group of
+pairs, as many as fit into memory. A killed run resumes at the group or text where it stopped, and ends with the same
+bytes.
 
     OUT/fitting.jsonl.gz               the texts of steps 1 and 3
-    OUT/fits/0.res-1.res.safetensors   the outcome of steps 1 and 3 for a pair
-    OUT/rows/                          as every results folder has
+    OUT/fits/0.res-1.res.safetensors   the outcome of steps 1 to 3 for a pair
+    OUT/rows/                          as in every results folder
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ from saeflow.sources.model import LanguageModel
 EXPERIMENT: Final = "transition"
 FITTING: Final = "fitting.jsonl.gz"
 VALIDATION: Final = 5
-"""One held-out text in this many is for validation."""
+"""One in this many held-out texts is for validation."""
 
 FEWEST: Final = 16
-"""A text with fewer tokens that are not special is passed over."""
+"""Texts with fewer non-special tokens are skipped."""
 
 Pair = tuple[Site, Site]
 
 
 @dataclass(frozen=True, slots=True)
 class TransitionTexts:
-    """The texts of a run: those measured as (dataset, number, text), those for fitting and for validation."""
+    """The texts of a run: those to measure, as (dataset, number, text), and those for fitting and validation."""
 
     measured: Sequence[tuple[str, int, str]]
     fitting: Sequence[str]
@@ -75,10 +75,10 @@ class TransitionTexts:
 def transition(
     asked: InputNames, size: TransitionSize, *, out: Path | str, bars: Bars | None = None, engine: Engine | None = None
 ) -> Results:
-    """The experiment of appendix F into a results folder; a run that was begun resumes.
+    """Run the transition experiment (appendix F) into a results folder; an unfinished run is resumed.
 
-    Of `asked` the atlas and what concerns Pearson are not used: maps come from the weights. `engine` is where
-    texts are measured; this process when None.
+    The atlas and the Pearson settings in `asked` are not used, since maps come from the weights. `engine` measures
+    the texts; None for this process.
 
     Raises:
         InvalidArgument: for an unknown dataset or pair, too few texts, or a folder of another request.
@@ -106,7 +106,7 @@ def transition(
     special = set(model.tokenizer.all_special_ids)
 
     def count(text: str) -> int:
-        """Tokens of a text that are not special, of those it is cut to."""
+        """The number of non-special tokens of a truncated text."""
         if not text.strip():
             return 0
         ids = model.tokenize([text], max_length=size.max_length).input_ids[0].tolist()
@@ -119,24 +119,24 @@ def transition(
 def take_texts(
     datasets: Sequence[Dataset], count: Callable[[str], int], *, tokens: int, fit_tokens: int, seed: int = 0
 ) -> TransitionTexts:
-    """Texts of some datasets, one of each in turn, until there are tokens enough; fewer where there are no more.
+    """Take texts from some datasets, one of each in turn, until there are enough tokens or no more texts.
 
     Args:
         datasets: what `open_dataset` returned.
-        count: how many tokens of a text are not special, of those it is cut to.
-        tokens: tokens to measure on, in all.
-        fit_tokens: tokens to fit on, validation among them.
+        count: returns how many non-special tokens a text has after truncation.
+        tokens: how many tokens to measure on, in all.
+        fit_tokens: how many tokens to fit on, including validation.
         seed: sets the order of texts.
 
     Raises:
-        InvalidArgument: for fewer than one token, or where no text is long enough.
+        InvalidArgument: for fewer than one token, or too few texts that are long enough.
         MissingExtra, BadFile, Unreachable: when a dataset cannot be read.
     """
     if tokens < 1 or fit_tokens < 1:
         raise InvalidArgument(f"{tokens} tokens to measure on, {fit_tokens} to fit on. Give 1 or more.")
 
     def until(tokens: int, *, kept_out: bool) -> Iterator[tuple[str, str]]:
-        """(dataset, text) of texts that are, or are not, held out, until they have this many tokens together."""
+        """Yield (dataset, text) for texts that are, or are not, held out, until they have this many tokens in all."""
         read = [filter(lambda text: is_held_out(text) is kept_out, dataset.read(seed)) for dataset in datasets]
         left, known = tokens, set[str]()
         for turn in itertools.zip_longest(*read):
@@ -152,7 +152,9 @@ def take_texts(
     numbers = {dataset.name: itertools.count() for dataset in datasets}
     measured = [(name, next(numbers[name]), text) for name, text in until(tokens, kept_out=False)]
     held = [text for _, text in until(fit_tokens, kept_out=True)]
-    validation = [text for text in held if hashlib.sha256(text.encode()).digest()[1] % VALIDATION == 0]
+    validation = [
+        text for text in held if hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[1] % VALIDATION == 0
+    ]
     fitting = [text for text in held if text not in set(validation)]
     if not (measured and fitting and validation):
         raise InvalidArgument(
@@ -176,15 +178,15 @@ def run_transition(
     """Fit and measure all pairs into a results folder; a killed run resumes where it stopped.
 
     Args:
-        model: the model the dictionaries were trained on.
-        dictionaries: at the sites of the pairs.
-        size: pairs, k, loss_texts, max_length and memory of what is measured.
-        texts: called for a new folder, or one without its texts for fitting.
-        request: what is asked; `weights_digest` belongs into its arguments.
-        out: the folder.
-        progress: makes a callback for each stage, named for people.
-        engine: where texts are measured; this process when None. Workers read the fits from `out`: on several machines
-            it lies on storage that all of them see. Fits are made by this process.
+        model: the model that the dictionaries were trained on.
+        dictionaries: those at the sites of the pairs.
+        size: gives pairs, k, loss_texts, max_length and memory.
+        texts: returns the texts; called for a new folder, or one without its texts for fitting.
+        request: the request; its arguments should include `weights_digest`.
+        out: the results folder.
+        progress: makes a callback for each stage, given the name that users see.
+        engine: where texts are measured; None for this process. Workers read the fits from `out`, which must be on
+            shared storage if there are several machines. Fits are always made in this process.
 
     Raises:
         InvalidArgument: when the folder holds a run with other arguments, or a pair cannot be measured.
@@ -193,8 +195,8 @@ def run_transition(
     """
     if not size.pairs:
         raise InvalidArgument("0 pairs were given. Give one or more.")
-    # 1. as many pairs together as fit into memory: two matrices of sums in float64 while one is solved, or the maps:
-    #    k entries a row, and whole ones
+    # 1. group as many pairs as fit into memory; each needs two float64 copies of its sums while one is solved, or its
+    #    maps (k entries per row, or full ones), whichever is larger
     groups: list[list[DictionaryPair]] = []
     left = 0.0
     for pair in _opened(model, dictionaries, size.pairs):
@@ -206,7 +208,7 @@ def run_transition(
         groups[-1].append(pair)
         left -= needed
 
-    # 2. texts: each measured once for each group, and those for fitting
+    # 2. the texts: one unit per text and group, and the texts for fitting in a file of their own
     def units() -> list[Row]:
         return [
             {
@@ -227,7 +229,7 @@ def run_transition(
     if not path.is_file():
         uses = {"fitting": given().fitting, "validation": given().validation}
         write_atomic(path, pack_rows({"text": text, "for": use} for use, kept in uses.items() for text in kept))
-    # 3. fits that are missing, then every text
+    # 3. make the missing fits, then measure every text
     fits = Fits(results.folder, model, size)
     missing = [group for group in groups if not all(fits.path(pair).is_file() for pair in group)]
     for number, group in enumerate(missing):
@@ -240,11 +242,11 @@ def run_transition(
 
 
 def weights_digest(model: LanguageModel, dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair]) -> str:
-    """Tells apart what a run was made from: a digest of the model and of both ends of every pair.
+    """A digest of the weights that a run depends on: the model and the dictionaries of all pairs.
 
     Raises:
         UnknownSite: for a pair without a dictionary.
-        BadFile: when a tensor read at first use is bad.
+        BadFile: when a tensor read on first use is bad.
     """
     _check(dictionaries, pairs)
     digest = hashlib.sha256(model_digest(model).encode())
@@ -258,7 +260,7 @@ def weights_digest(model: LanguageModel, dictionaries: Mapping[Site, Dictionary]
 
 @dataclass(eq=False)
 class _MeasureText:
-    """Measures texts, with the maps of the group of pairs in hand. A worker reads the fits from the results folder."""
+    """Measures texts, with the maps of one group of pairs in memory; workers read the fits from the results folder."""
 
     fits: Fits
     dictionaries: Mapping[Site, Dictionary]
@@ -273,7 +275,7 @@ class _MeasureText:
         return self.__dict__ | {"at": -1, "held": [], "fits": fits}
 
     def __call__(self, unit: Row) -> Iterator[Row]:
-        """A row for each pair of the unit's group."""
+        """Yield a row for each pair of the unit's group."""
         model = self.fits.model
         if unit["group"] != self.at:
             pairs = _opened(model, self.dictionaries, self.groups[unit["group"]])
@@ -308,12 +310,12 @@ class _MeasureText:
 
 
 def _short(value: float) -> float:
-    """Nine digits: explained variances near 1 are differences of numbers that are alike."""
+    """Round to nine digits, since explained variances near 1 are differences of nearly equal numbers."""
     return significant(value, 9)
 
 
 def _read_fitting(path: Path) -> tuple[list[str], list[str]]:
-    """The texts for fitting and those for validation."""
+    """Read the texts for fitting and those for validation."""
     try:
         rows = unpack_rows(path)
         fitting, validation = ([one["text"] for one in rows if one["for"] == use] for use in ("fitting", "validation"))
@@ -339,10 +341,10 @@ def _opened(
 
 
 def neighbours(dictionaries: DictionarySet, part: Part, layers: Sequence[int] = ()) -> tuple[Pair, ...]:
-    """Pairs of a part's dictionaries of layers t and t + 1: of the layers asked for, or of all there are.
+    """Pairs of a part's sites in layers t and t + 1, for the given layers t or for all that have both dictionaries.
 
     Raises:
-        InvalidArgument: for a layer without both, or where there is no such pair.
+        InvalidArgument: for a layer that lacks one of them, or when there is no such pair.
     """
     known = [site.layer for site in dictionaries.sites if site.part is part]
     there = [layer for layer in known if layer + 1 in known]
