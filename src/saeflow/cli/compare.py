@@ -49,8 +49,8 @@ def compare(
         b: Another.
         more: Further ones, in order: checkpoints, or seeds.
         pairing: "name" pairs equal sites, "all" every site of A with every site of B.
-        pairs: Pairs of a site of each, such as 3/res>4/res: one of A, one of B.
-        names: What to call each.
+        pairs: Pairs of sites, one of each side, such as 3/res>4/res: one of A, one of B.
+        names: Names to show.
         limit: Rows to print: of each table.
         out: Where to write: a folder for the page, comparison.json and all tables.
     """

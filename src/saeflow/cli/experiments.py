@@ -78,8 +78,8 @@ class _DeactivationSize(DeactivationSize):
     """`DeactivationSize` in the words of options, one of them for all targets.
 
     Attributes:
-        features: How many targets: of each token and layer, at most.
-        loss: How many targets of a text measure the loss: a number, or "all".
+        features: Number of targets: of each token and layer, at most.
+        loss: Targets per text for which the loss is measured: a number, or "all".
     """
 
     texts: Annotated[NTexts, Parameter("--n-texts")] = 35
@@ -94,7 +94,7 @@ class _TransitionSize(TransitionSize):
 
     Attributes:
         pairs: Pairs of sites in place of --layers and --part: 0/res>2/res,1/mlp>2/mlp.
-        loss_texts: How many texts measure the loss: of each source, where a layer is skipped; 0 for none.
+        loss_texts: Texts on which the loss is measured: of each source, where a layer is skipped; 0 for none.
     """
 
     pairs: Annotated[tuple[tuple[Site, Site], ...], Parameter(n_tokens=1)] = ()
@@ -181,7 +181,7 @@ def _deactivate_on_text(release: str, feature: FeatureId, text: str, names: _Nam
 
     dictionaries = load_dictionaries(release, device=names.device)
     model = ModelOptions(names.model, names.device, names.prepend_bos).load(release, dictionaries)
-    found = run(model.as_trained(dictionaries), dictionaries, text, feature, atlas=names.atlas, seed=names.seed)
+    found = run(model, dictionaries, text, feature, atlas=names.atlas, seed=names.seed)
     if as_json:
         print_json({"feature": str(feature), "text": text, "removals": found.to_dict("records")})
         return
@@ -210,7 +210,7 @@ def transition(
 
     Args:
         layers: Layers, such as 2,3 or 6-9: t of the pairs t to t + 1, all by default.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
         out: Where to write: a results folder, transition-RELEASE by default.
     """
     from saeflow.experiments.transition.run import transition as run
@@ -269,16 +269,16 @@ def sweep(
 
     Args:
         themes: Theme to steer by: names or .toml files, all of the release by default.
-        activate: Steer towards the features: these alone.
-        suppress: Steer away from the features: these alone. By default both are measured.
-        samples: How many samples: of each setting of the grid.
+        activate: Steer towards the features: measure only this direction.
+        suppress: Steer away from the features: measure only this direction. By default both are measured.
+        samples: Number of samples: of each setting of the grid.
         confirm: Fresh samples of each setting that is chosen.
         strengths: Strength of activation: those to try, weak to strong.
         r: Factor of suppression: those to try, weak to strong.
         layers: Layers, such as 2,3 or 6-9: l of a method, by default all with a feature.
         steering_methods: Steering methods: prompt, start, random, single, constant, linear, exponential, cumulative;
             these by default. difference and probe use no features, and need --in-shares.
-        judge: Who marks the texts: llm is a model behind the chat API of OpenAI.
+        judge: Judge of the texts: llm is a model behind the chat API of OpenAI.
         background: Other texts to compare with: a file or a dataset; the demo has its own.
         parts: Parts of the model: those whose features are changed.
         fold: Count strengths in units of each feature's threshold (B.2).
@@ -288,12 +288,12 @@ def sweep(
         in_shares: Count strengths as shares of the centred norm: all that a plan adds, at its last layer.
         generated_only: Leave the tokens of the prompt as they are.
         only_active: Add a feature only at tokens where it is active.
-        keep_norm: Bring changed hidden states back to their lengths.
+        keep_norm: Keep the norm of changed hidden states.
         orthogonal: Add at each layer only what is orthogonal to all that earlier layers add.
         strength_end: Strength at the last layer of a linear schedule (B.2).
         alpha: Decay per layer of an exponential schedule (B.2).
         texts_at_once: Texts generated at a time.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
         out: Where to write: a results folder, sweep-RELEASE by default.
     """
     from saeflow.loggers import logger

@@ -76,8 +76,8 @@ def labels_fetch(
         contexts: Passages kept for each feature: of those in the activations.
         explainer: Prefer explanations by a model with this in its name.
         bucket: Where the exports are: an address, or a folder with the same tree.
-        keep: Keep what was needed on the way: the files as they were fetched.
-        dry_run: Say what it would take, and stop: the files to fetch.
+        keep: Keep intermediate files: the files as they were fetched.
+        dry_run: Estimate the cost, and stop: the files to fetch.
     """
     from saeflow.files import cache_folder
     from saeflow.labels.exports import BUCKET, Bucket, ExportKind, fetch_words, plan_fetch
@@ -152,10 +152,10 @@ def labels_make(
     A killed run resumes.
 
     Args:
-        tokens: Tokens in all: where to stop, special ones not counted.
+        tokens: Total number of tokens: where to stop, special ones not counted.
         contexts: Passages kept for each feature: 20 for explanations.
-        max_length: Tokens that a text is cut to.
-        seed: Seed of everything that is drawn: the order of the texts.
+        max_length: Maximum length of a text, in tokens.
+        seed: Random seed: the order of the texts.
     """
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.labels import WordsFolder
@@ -380,12 +380,12 @@ def labels_explain(
 
     Args:
         features: Features, such as 4/res/72: or use --sites.
-        n_features: How many features: of each site at most, those that fire most; 0 for all.
-        concurrency: Requests under way at once.
+        n_features: Number of features: of each site at most, those that fire most; 0 for all.
+        concurrency: Concurrent requests.
         per_minute: Requests per minute at most; 0 for no limit.
-        seed: Seed of everything that is drawn: which silent passages are shown, and the order.
+        seed: Random seed: which silent passages are shown, and the order.
         words_folder: Folder of words with passages: the one that was made or fetched by default.
-        dry_run: Say what it would take, and stop: the number of requests.
+        dry_run: Estimate the cost, and stop: the number of requests.
     """
     from saeflow.labels.explain import estimate, explain, write_explanations
     from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Pacing, place_of
@@ -449,10 +449,10 @@ def labels_transfer(
     Args:
         labelled: Release whose words are known.
         unlabelled: Release of the same model whose features lack labels.
-        least: Cosine of the two decoder rows at least.
-        pairs: Pairs of a site of each, such as 3/res>4/res: by default those of one name.
-        one_sided: Take the best match of a feature though it is not mutual.
-        dry_run: Say what it would take, and stop: how many labels would go over.
+        least: Smallest cosine of the two decoder rows.
+        pairs: Pairs of sites, one of each side, such as 3/res>4/res: by default those of one name.
+        one_sided: Take the best match even if it is not mutual.
+        dry_run: Estimate the cost, and stop: how many labels would go over.
     """
     from saeflow.comparison.transfer import transfer_labels
     from saeflow.labels.folders import TRANSFERRED, words_folder

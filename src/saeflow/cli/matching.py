@@ -34,7 +34,7 @@ from saeflow.ids import Part
 Method = Annotated[str, Parameter(help="Matching method: `saeflow methods` lists them.")]
 Kept = Annotated[
     int | None,
-    Parameter(alias="-k", help="Matches of a feature: how many are kept; 5 by default, 1 for one-to-one methods."),
+    Parameter(alias="-k", help="Matches per feature: how many are kept; 5 by default, 1 for one-to-one methods."),
 ]
 Picture = Annotated[
     Path | None, Out, ends_in(".svg", ".png", ".pdf"), Parameter(help="Where to write: the figure (.svg, .png, .pdf).")
@@ -108,7 +108,7 @@ def agreement(
 
     Args:
         methods: Matching methods: all by default.
-        against: What it is compared with: only how far the others agree with this method is shown.
+        against: What to compare with: only how far the others agree with this method is shown.
         atlas: Atlas to use: folders of atlases made before, such as one of `saeflow correlate`, to compare as well.
     """
     from saeflow.matching.agreement import agreement as compare
@@ -172,10 +172,10 @@ def correlate(
     Texts come from the quarter that experiments never sample: no match is fitted on what it is tested with.
 
     Args:
-        tokens: Tokens in all: where to stop, special ones not counted.
-        max_length: Tokens that a text is cut to.
-        seed: Seed of everything that is drawn: the order of the texts.
-        keep: Keep what was needed on the way: the activations, for another k.
+        tokens: Total number of tokens: where to stop, special ones not counted.
+        max_length: Maximum length of a text, in tokens.
+        seed: Random seed: the order of the texts.
+        keep: Keep intermediate files: the activations, for another k.
         method: Matching method: pearson, by firing together; transport, by the hidden states that features fire on.
         reference: Residual site whose hidden states are transported: that in the middle by default.
     """
@@ -283,12 +283,12 @@ def atlas_calibrate(
     The atlas of the demo pack stays as it is: a copy in the cache is calibrated.
 
     Args:
-        null: Which rows stand for chance.
+        null: Null distribution.
         rows: Null rows drawn at a time: for each pair of sites.
-        rotations: How many times null rows are drawn.
+        rotations: Number of draws of null rows.
         fdr: False-discovery rate: that of the thresholds shown. Families of alike features exceed it, except under the
             null "families".
-        seed: Seed of everything that is drawn: the null rows.
+        seed: Random seed: the null rows.
     """
     from saeflow.matching.atlas import open_atlas, own_copy
     from saeflow.matching.calibration import calibrate

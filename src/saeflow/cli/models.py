@@ -41,7 +41,7 @@ def models_get(model: str, /, *, dtype: Literal["float32", "float16", "bfloat16"
 
     Args:
         model: Language model: one that `saeflow models` lists.
-        dtype: Kind of the model's numbers: how they are stored. Commands compute in float32 unless they say
+        dtype: Data type of the model: how they are stored. Commands compute in float32 unless they say
             otherwise.
     """
     from saeflow.sources.packaged_models import MODELS, known_model

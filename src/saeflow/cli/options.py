@@ -212,17 +212,17 @@ TEXTS: Final = (
     "on the hub."
 )
 TextSources = Annotated[tuple[str, ...], Parameter(help=TEXTS)]
-NTexts = Annotated[int, Parameter(help="How many texts: of each source, at most.")]
+NTexts = Annotated[int, Parameter(help="Number of texts: of each source, at most.")]
 SiteNames = Annotated[
     tuple[str, ...], Parameter(help="Sites, or parts at all layers: 12/res,13/res or res; all by default.")
 ]
 LlmModel = Annotated[
-    str, Parameter("--llm-model", help="Name of the llm: by default SAEFLOW_JUDGE_MODEL, or else gpt-4o-mini.")
+    str, Parameter("--llm-model", help="Name of the LLM: by default SAEFLOW_JUDGE_MODEL, or else gpt-4o-mini.")
 ]
 LlmUrl = Annotated[
     str,
     Parameter(
-        "--llm-url", help="Address of the llm, with the chat API of OpenAI: by default OPENAI_BASE_URL, or OpenAI's."
+        "--llm-url", help="Address of the LLM, with the chat API of OpenAI: by default OPENAI_BASE_URL, or OpenAI's."
     ),
 ]
 LogTo = Annotated[
@@ -284,16 +284,14 @@ class ModelOptions:
     prepend_bos: bool | None = None
 
     def load(self, release: str, dictionaries: DictionarySet) -> LanguageModel:
-        """The model.
+        """The model; its texts begin as those of the dictionaries did, unless --prepend-bos says otherwise.
 
         Raises:
             InvalidArgument: when neither the option nor the release names it.
         """
-        from saeflow.experiments.inputs import model_name
-        from saeflow.sources.model import load_model
+        from saeflow.experiments.inputs import opened_model
 
-        name = model_name(release, dictionaries, self.model)
-        return load_model(name, device=self.device, prepend_bos=self.prepend_bos)
+        return opened_model(release, dictionaries, self.model, device=self.device, prepend_bos=self.prepend_bos)
 
 
 @Parameter(name="*")
@@ -307,7 +305,7 @@ class Cuts:
         t_att: The lowest score t(A) of attention features: others are dropped.
         fdr: False-discovery rate: thresholds are calibrated by layer, in place of those above. Families of alike
             features exceed it, except under the null "families".
-        k: Matches of a feature: how many are followed at each site.
+        k: Matches per feature: how many are followed at each site.
     """
 
     t_res: Number = T_RES

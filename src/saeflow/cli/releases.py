@@ -159,9 +159,9 @@ def doctor(
 
     Args:
         model: Language model: by default none is run, and the weights alone are examined.
-        tokens: Tokens in all: those to look at, special ones not counted.
-        seed: Seed of everything that is drawn: which texts are taken.
-        everything: Show everything that is as it should be, not only how well sites reconstruct.
+        tokens: Total number of tokens: those to look at, special ones not counted.
+        seed: Random seed: which texts are taken.
+        everything: Show every check that passed, not only how well sites reconstruct.
     """
     from saeflow.demo import quality
     from saeflow.doctor import Severity

@@ -34,13 +34,13 @@ def reproduce(
 
     Args:
         recipe: A recipe by name, or a .toml file; without one the recipes are listed.
-        dry_run: Say what it would take, and stop: hours and memory on this machine.
+        dry_run: Estimate the cost, and stop: hours and memory on this machine.
         only: Figures and tables, such as fig5,table1; all by default.
         release: Release of dictionaries: in place of the recipe's, a folder or a name of `saeflow releases`.
         model: Language model: in place of the recipe's, such as a copy of it that `saeflow models` fetched.
         out: Where to write: the folder of the run, reproduce-RECIPE by default.
-        judge: Who marks the texts: offline or llm, the recipe's choice by default.
-        llm_model: Name of the llm: the recipe's by default.
+        judge: Judge of the texts: offline or llm, the recipe's choice by default.
+        llm_model: Name of the LLM: the recipe's by default.
     """
     from saeflow.reproduce.recipe import open_recipe
 

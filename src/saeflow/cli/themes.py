@@ -123,9 +123,9 @@ def themes_find(
     Args:
         texts: Where texts come from: of the kinds the model writes; those of the release's pack by default, but for its
             Python code and the texts that the offline judge learns from.
-        n_themes: How many themes: at most, the clearest first.
-        prompt: What texts that are steered towards a theme begin with.
-        seed: Seed of everything that is drawn: the halves of the texts, and unsteered samples.
+        n_themes: Number of themes: at most, the clearest first.
+        prompt: Prompt of texts steered towards the theme.
+        seed: Random seed: the halves of the texts, and unsteered samples.
         out: Where to write: a folder, with a file for each theme.
     """
     from saeflow.experiments.sampling import PYTHON, expand, read_texts
@@ -145,7 +145,7 @@ def themes_find(
 
     # 2. the search
     dictionaries = load_dictionaries(release, device=language_model.device)
-    model = language_model.load(release, dictionaries).as_trained(dictionaries)
+    model = language_model.load(release, dictionaries)
     with progress("looking") as report:
         made = search_themes(
             model,
@@ -221,7 +221,7 @@ def find(
         min_share: Share of the texts that a feature must fire on.
         fdr: False-discovery rate: that of what is found by texts.
         hold_out: Choose on half of the texts and measure again on the others.
-        seed: Seed of everything that is drawn: which texts are taken and how they are split.
+        seed: Random seed: which texts are taken and how they are split.
     """
     if sum(map(bool, (words, texts, theme))) != 1:
         raise InvalidArgument("say what to look for with one of --words, --texts and --theme.")

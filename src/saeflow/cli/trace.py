@@ -43,17 +43,17 @@ def trace(
     Args:
         text: The text.
         token: Token whose prediction is traced, from 0; -1 is the last.
-        before: Tokens before it that are traced too, and followed through attention.
+        before: Earlier tokens to trace too, through attention.
         target: Token whose logit the graph explains, such as " girl"; the most likely by default.
-        against: What it is compared with: a token whose logit is taken off, the mean of all by default.
+        against: What to compare with: a token whose logit is taken off, the mean of all by default.
         effect: Smallest effect, either way, of an edge that is kept.
         cosine: Smallest cosine of an edge between features that is kept; all by default.
         share: Smallest share of its site's reconstruction of a feature that is kept; all by default.
-        pins: Nodes that stay whatever they do, such as 4/res/123@7.
-        k: Matches of a feature: how many at each site count as named by the weights.
-        logits: Tokens that came out on top that are shown.
+        pins: Nodes that are never pruned, such as 4/res/123@7.
+        k: Matches per feature: how many at each site count as named by the weights.
+        logits: Top output tokens to show.
         random_graphs: Random graphs of the same size that completeness and faithfulness are compared with.
-        seed: Seed of everything that is drawn: controls and random graphs.
+        seed: Random seed: controls and random graphs.
     """
     from saeflow.labels import words_for
     from saeflow.prompt_graph import Pruning

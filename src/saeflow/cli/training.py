@@ -86,9 +86,9 @@ def train(
         width: Features of a dictionary: one number, or one for each of --sites.
         l0: Active features per token: the target, or k. 0 stands for 3 % of d_model, and for no target with jumprelu
             and --penalty.
-        tokens: Tokens in all: those to train on.
+        tokens: Total number of tokens: those to train on.
         batch: Tokens per step.
-        lr: Highest learning rate.
+        lr: Peak learning rate.
         lr_warm_up: Share of the steps over which the learning rate rises.
         lr_decay: Share of the steps over which the learning rate falls to 0.
         beta1: Adam's first decay; Gemma Scope has 0.
@@ -99,23 +99,23 @@ def train(
         unit_decoder: Keep decoder rows at norm 1 in every step.
         centre: Subtract the mean activation: it is folded in at the end.
         init: Release or folder of dictionaries to start from.
-        max_length: Tokens that a text is cut to: those of a window at most.
+        max_length: Maximum length of a text, in tokens: those of a window at most.
         windows: Windows in one forward pass.
-        buffer: Rows that are shuffled at a time.
+        buffer: Rows in the shuffle buffer.
         half: Keep the buffer in bfloat16.
-        uses: Times a row of the buffer is trained on; 2 halves what the model costs.
+        uses: Times each row of the buffer is trained on; 2 halves what the model costs.
         massive: Leave out positions with a squared norm of more than this many medians of their site; 0 for none.
-        n_eval_texts: How many texts are kept for measuring.
+        n_eval_texts: Texts held out for measuring.
         metrics_every: Tokens between measurements; 0 for a tenth of all.
         loss_every_time: Measure the model's loss each time, not only at the end.
         checkpoint_every: Tokens between checkpoints; 0 for none.
         checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
         keep_every: Tokens between dictionaries that are kept, for a chain: in OUT-steps; 0 for none.
-        trainer: What moves the weights: sparse (saeflow's own), or sae-lens (the extra train).
-        dtype: Kind of the model's numbers: what it computes in.
-        seed: Seed of everything that is drawn: the first weights, texts, shuffling.
+        trainer: Trainer: sparse (saeflow's own), or sae-lens (the extra train).
+        dtype: Data type of the model: what it computes in.
+        seed: Random seed: the first weights, texts, shuffling.
         shards: Train the sites in this many groups, each separately; 0 for one here, and one per worker elsewhere.
-        dry_run: Say what it would take, and stop: memory, disk and time.
+        dry_run: Estimate the cost, and stop: memory, disk and time.
     """
     import torch
 

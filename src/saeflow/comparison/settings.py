@@ -16,15 +16,15 @@ class ComparisonSettings:
 
     Attributes:
         method: Matching method: its rows are compared at unit norm; `saeflow methods` lists all methods.
-        k: Matches of a feature: how many are kept.
+        k: Matches per feature: how many are kept.
         shared: Cosine from which a one-to-one partner counts as the same feature.
-        null: Which rows stand for chance: rotation, moments or families; decides which matches are significant.
+        null: Null distribution: rotation, moments or families; decides which matches are significant.
         fdr: False-discovery rate: among the matches called significant.
         rows: Null rows drawn at a time.
-        rotations: How many times null rows are drawn.
+        rotations: Number of draws of null rows.
         whole_rotations: Random rotations of all of a dictionary, for the null of PW-MCC.
         duplicate: Cosine from which two features of one dictionary are duplicates.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
     """
 
     method: str = "cosine"

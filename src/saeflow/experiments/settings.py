@@ -30,7 +30,7 @@ class InputNames:
         datasets: Datasets to sample from: "demo" (its five domains), "demo:stories", fineweb, a file.
         pearson: Atlas of Pearson correlations; by default one is made on held-out texts when it is needed.
         pearson_datasets: Datasets that atlas is made on; by default the first one, or all of the demo pack but Python.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
         prepend_bos: Begin texts with the begin-of-text token; by default as the SAEs' files say, or else the tokenizer.
     """
 
@@ -69,9 +69,9 @@ class OriginsSize:
 
     Attributes:
         methods: Matching methods: of cosine, cosine-top-5, permutation, pearson.
-        texts: How many texts: of each dataset, at most.
-        tokens: Random tokens of each text.
-        max_length: Tokens that a text is cut to.
+        texts: Number of texts: of each dataset, at most.
+        tokens: Random tokens per text.
+        max_length: Maximum length of a text, in tokens.
     """
 
     methods: tuple[str, ...] = ("cosine", "cosine-top-5", "permutation", "pearson")
@@ -87,12 +87,12 @@ class DeactivationSize:
     Attributes:
         strategies: Which predecessors are removed: top-1, top-5, random, permutation, pearson, exhaustive, greedy; the
             first of them is swept over r.
-        texts: How many texts: of each dataset, at most.
-        tokens: Random tokens of each text.
+        texts: Number of texts: of each dataset, at most.
+        tokens: Random tokens per text.
         features: Targets of each token and layer, at most.
         r: Factor of suppression: those of the sweep.
         loss: Targets of each text whose sweep measures the loss; None for all.
-        max_length: Tokens that a text is cut to.
+        max_length: Maximum length of a text, in tokens.
 
     Raises:
         InvalidArgument: for a number out of range.
@@ -124,12 +124,12 @@ class TransitionSize:
     Attributes:
         pairs: Pairs of sites; none for those of neighbouring layers.
         part: Part of the model whose dictionaries are paired where no pair is named: res, mlp or att.
-        k: Matches of a feature: how many are kept in its row of T; "all" for all of them.
-        tokens: Tokens in all: those to measure on.
+        k: Matches per feature: how many are kept in its row of T; "all" for all of them.
+        tokens: Total number of tokens: those to measure on.
         fit_tokens: Tokens to fit on, of other texts, at most.
         loss_texts: Texts of each dataset on which a layer is skipped; 0 for none.
-        max_length: Tokens that a text is cut to.
-        memory: GiB that the sums and maps of a group of pairs may take.
+        max_length: Maximum length of a text, in tokens.
+        memory: Memory limit, in GiB, for the sums and maps of a group of pairs.
 
     Raises:
         InvalidArgument: for a pair or k given twice, or a number out of range.
