@@ -279,6 +279,27 @@ def test_what_cannot_be_done_is_said(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"k": N_FEATURES + 1}, InvalidArgument, "k=21 matches were asked of 20 features at 0/res or 0/mlp"),
+        ({"k": N_FEATURES + 1, "method": "transport"}, InvalidArgument, "Give k between 1 and 20"),
+        (
+            {"method": "transport", "reference": Site(1, Part.MLP)},
+            InvalidArgument,
+            "reference 1/mlp .* a residual site",
+        ),
+        ({"method": "transport", "reference": Site(9, Part.RES)}, UnknownSite, "no layer 9"),
+    ],
+)
+def test_what_no_text_can_mend_is_refused_before_one_is_read(asked, error, message, tmp_path, monkeypatch):
+    model, made = tiny_model("llama"), dictionaries()
+    monkeypatch.setattr(type(model), "capture", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(error, match=message):
+        correlate(model, made, TEXTS, out=tmp_path / "r", **asked)
+    assert list(tmp_path.iterdir()) == []
+
+
 _CHILD = """
 import sys, time
 from pathlib import Path

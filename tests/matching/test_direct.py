@@ -77,11 +77,29 @@ def test_what_it_does_not_hold_is_said(planted):
         matches.best(feature, Site(9, Part.RES))
     with pytest.raises(UnknownFeature, match="80 features, 0 to 79"):
         matches.best(FeatureId(Site(3, Part.RES), N_FEATURES), Site(2, Part.RES))
-    with pytest.raises(InvalidArgument, match="between 1 and 80"):
-        matches.best(feature, Site(2, Part.RES), 81)
+    for k in (81, 0, -1):
+        with pytest.raises(InvalidArgument, match=f"k={k} .* at 2/res. Give k between 1 and 80"):
+            matches.best(feature, Site(2, Part.RES), k)
+        matches.best(feature, Site(2, Part.RES), 3)  # what is known already lets no other k pass
     odd = {
         Site(3, Part.RES): planted.dictionaries[Site(3, Part.RES)],
         Site(2, Part.RES): dictionary(Site(2, Part.RES), torch.ones(4, 7)),
     }
     with pytest.raises(WidthMismatch, match=r"96 wide .* 7 wide"):
         DirectMatches(odd).best(feature, Site(2, Part.RES))
+
+
+def test_a_feature_with_fewer_matches_than_asked_for_is_multiplied_once(monkeypatch):
+    sites = Site(3, Part.RES), Site(2, Part.RES)
+    rows = torch.eye(4, 7)
+    rows[2:] = 0
+    matches = DirectMatches({site: dictionary(site, rows) for site in sites})
+    multiplied, match = [], direct.DirectMatches._match
+    monkeypatch.setattr(
+        direct.DirectMatches, "_match", lambda self, *told: multiplied.append(told) or match(self, *told)
+    )
+    live, dead = FeatureId(sites[0], 0), FeatureId(sites[0], 3)
+    for _ in range(2):
+        assert [len(matches.best(live, sites[1], k)) for k in (4, 1, 3)] == [2, 1, 2]
+        assert matches.best(dead, sites[1]) == ()
+    assert len(multiplied) == 2

@@ -80,6 +80,12 @@ def test_other_weights_are_found_at_their_site_also_where_an_atlas_states_no_dig
         refuse_other_weights(atlas, retrained)
 
 
+@pytest.mark.parametrize("method", ["pearson", "transport"])
+def test_an_atlas_by_activations_without_digests_cannot_be_compared(planted, retrained, atlas, method):
+    save_manifest(replace(atlas, weights={}, method=method))
+    assert other_weights(open_atlas(atlas.folder), retrained) == []
+
+
 def test_a_plan_an_agreement_and_the_doctor_ask_whose_weights_they_were(planted, retrained, atlas, tmp_path):
     request = PlanRequest(
         release="planted", direction=SteeringDirection.ACTIVATE, starts=(FeatureId(SITE, 3),), fold=True

@@ -89,6 +89,19 @@ def test_an_argument_and_the_environment_set_the_product(monkeypatch):
         top_k_both(a, b, 1)
 
 
+def test_where_int8_cannot_be_multiplied_bfloat16_takes_its_place(monkeypatch, caplog):
+    a, b = unit(30, 16, 6), unit(40, 16, 7)
+    monkeypatch.setenv(screening.VARIABLE, "int8")
+    with caplog.at_level(logging.INFO, "saeflow.matching"):
+        assert rounded_for(a, b, 1)[0].product == "int8"
+        assert not caplog.messages
+        # "meta" stands for any device but the processor
+        assert {side.product for side in rounded_for(a.to("meta"), b.to("meta"), 1)} == {"bfloat16"}
+        monkeypatch.setattr(screening, "_WIDEST", 15)
+        assert {side.product for side in rounded_for(a, b, 1)} == {"bfloat16"}
+    assert ["int8 is not used on" in line for line in caplog.messages] == [True, True]
+
+
 def test_small_matrices_measure_nothing(fresh):
     top_k_both(unit(100, 64, 8), unit(100, 64, 9), 2)
     assert not fresh.exists()
@@ -129,10 +142,11 @@ def test_rows_of_zeros_and_rows_with_one_entry_are_rounded_exactly():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_in_bfloat16_gives_what_it_gives_in_float32():
-    a, b = unit(3000, 256, 18).cuda(), unit(2500, 256, 19).cuda()
+@pytest.mark.parametrize("product", ["bfloat16", "int8"])
+def test_a_gpu_in_fewer_bits_gives_what_it_gives_in_float32(product):
+    a, b = unit(3000, 250, 18).cuda(), unit(2500, 250, 19).cuda()
     for found, expected in zip(
-        top_k_both(a, b, 5, product="bfloat16"), top_k_both(a, b, 5, product="float32"), strict=True
+        top_k_both(a, b, 5, product=product), top_k_both(a, b, 5, product="float32"), strict=True
     ):
         assert torch.equal(found.index, expected.index)
         assert torch.equal(found.score, expected.score)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from saeflow.errors import InvalidArgument
-from saeflow.ids import Site
+from saeflow.ids import FeatureId, Site
+from saeflow.matching.rows import TableRows
 from saeflow.matching.table import MatchTable, mutual, ranks_back
 
 HERE, THERE = Site.parse("3/res"), Site.parse("2/res")
@@ -66,6 +67,21 @@ def test_tables_that_do_not_lead_back_are_refused():
         mutual(forward, back, 2)
     with pytest.raises(InvalidArgument, match="at least 1"):
         mutual(forward, back, 0)
+
+
+def test_the_best_of_a_row_are_one_or_more(tmp_path):
+    whole = table([[2, 0, 1]])
+    whole.save(tmp_path / "table.safetensors")
+    mapped = TableRows(tmp_path / "table.safetensors", HERE, THERE)
+    feature = FeatureId(HERE, 0)
+    for k in (0, -1):
+        with pytest.raises(InvalidArgument, match=f"k={k} .* at least 1"):
+            whole.best(feature, k=k)
+        with pytest.raises(InvalidArgument, match=f"k={k} .* at least 1"):
+            mapped.best(feature, k)
+    for k, n in ((1, 1), (3, 3), (9, 3), (None, 3)):
+        assert whole.best(feature, k=k) == mapped.best(feature, k)
+        assert len(mapped.best(feature, k)) == n
 
 
 def test_tables_and_their_comparison_load_no_torch():

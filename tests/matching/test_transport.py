@@ -1,5 +1,7 @@
 """Transport between what features fire on: exact, blind to scale, and right where decoder rows say nothing."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,9 +11,10 @@ from scipy.optimize import linprog
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
 from saeflow.matching.atlas import open_atlas
-from saeflow.matching.correlation import correlate
+from saeflow.matching.correlation import ActivationShards, _Transport, correlate
 from saeflow.matching.transport import draw_atoms, top_transport, unit_states
 from saeflow.sources.activations import JumpReLU
+from saeflow.sources.activity import text_batches
 from saeflow.sources.dictionary import Dictionary, Tap
 
 from ..sources.tiny_models import D_MODEL, TEXTS, tiny_model
@@ -129,3 +132,20 @@ def test_an_atlas_by_transport_resumes_and_says_its_reference(tmp_path):
     assert {again.method for again in map(open_atlas, [tmp_path / "a"])} == {"pearson"}
     with pytest.raises(InvalidArgument, match="reference 1/res matches nothing"):
         correlate(model, dictionaries, TEXTS, out=tmp_path / "b", reference=sites[1])
+
+
+def test_the_states_of_all_tokens_are_in_memory_twice_at_most(tmp_path):
+    model, reference = tiny_model("llama"), Site.parse("1/res")
+    texts = [" ".join(f"w{word}" for word in drawn) for drawn in np.random.default_rng(0).integers(3, 50, (80, 60))]
+    shards = ActivationShards(tmp_path, list(text_batches(model, texts)), model, {})
+    tracemalloc.start()
+    try:
+        made = _Transport(shards, reference).states
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.shape == (shards.n_tokens, D_MODEL)
+    assert peak < 2.5 * made.nbytes
+    whole = torch.cat([model.capture(batch.tokens, [reference])[reference][batch.real] for batch in shards.batches])
+    expected = torch.nn.functional.normalize(whole - whole.mean(dim=0))
+    assert made == pytest.approx(expected.numpy(), abs=1e-5)

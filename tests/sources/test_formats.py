@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import arrays, write_gemma_scope, write_gemma_scope_2, write_llama_scope, write_sae_lens
+from layouts_more import write_openmoss, write_sparsify
 from reading import H, agree, bfloat16, jump, one, only_directions
 from safetensors.torch import load_file, save_file
 
@@ -293,6 +295,37 @@ def test_hooks_that_are_no_site_are_refused_by_name(tmp_path: Path, metadata: di
 def test_a_site_can_be_given_where_the_hook_is_odd(tmp_path: Path):
     folder = write_sae_lens(tmp_path, arrays(), metadata={"hook_name": "odd"})
     assert str(one(folder, Site(1, Part.MLP)).site) == "1/mlp"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda root, hook: write_sae_lens(root, arrays(), metadata={"hook_name": hook}),
+        lambda root, hook: write_openmoss(root, arrays(), hooks=(hook, hook)),
+        lambda root, hook: write_llama_scope(root, arrays(), hook=hook),
+        lambda root, hook: write_gemma_scope_2(root, arrays(), hook=hook),
+        lambda root, hook: write_sparsify(root, arrays(), hookpoint=hook),
+    ],
+    ids=["sae-lens", "openmoss", "llama-scope", "gemma-scope-2", "sparsify"],
+)
+@pytest.mark.parametrize(
+    ("hook", "tap"),
+    [
+        ("blocks.3.attn.hook_z", Tap.Z),
+        ("blocks.3.attn.o.hook_in", Tap.Z),
+        ("model.layers.3.self_attn.o_proj.input", Tap.Z),
+        ("transformer.h.3.attn.attention.out_proj.input", Tap.Z),
+        ("model.layers.3.self_attn", Tap.ATT),
+        ("model.layers.3.mlp.c_proj.input", Tap.ATT),
+    ],
+)
+def test_a_site_that_is_given_leaves_what_is_read_there_to_the_hook(
+    tmp_path: Path, write: Callable[[Path, str], Path], hook: str, tap: Tap
+):
+    folder = write(tmp_path, hook)
+    assert [one(folder, Site(5, part)).tap for part in Part] == [
+        tap if part is Part.ATT else Tap.of(part) for part in Part
+    ]
 
 
 @pytest.mark.parametrize(

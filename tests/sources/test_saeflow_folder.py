@@ -60,7 +60,16 @@ def test_in_8_bits_every_value_is_the_nearest_step_of_its_row(tmp_path: Path):
     assert torch.equal(back.rows(1, 3).W_dec, back.W_dec[1:3])
 
 
-@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_a_feature_that_writes_nothing_is_saved_in_every_type(tmp_path: Path, dtype: torch.dtype):
+    made = release(torch.float32, tmp_path / "in")
+    site = Site.parse("0/res")
+    made[site].W_dec[1] = 0
+    save_release(tmp_path / "out", {site: made[site]}, name="n", model="m", dtype=dtype)
+    assert one(tmp_path / "out", site).W_dec.any(dim=1).tolist() == made[site].W_dec.any(dim=1).tolist()
+
+
+@pytest.mark.parametrize("bad", [1e-44, float("nan"), float("inf")])
 def test_a_row_that_8_bits_cannot_hold_is_refused(tmp_path: Path, bad: float):
     made = release(torch.float32, tmp_path)
     site = Site.parse("0/res")
@@ -119,6 +128,10 @@ def _edited(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
         (lambda r: r["sites"]["0/res"]["activation"].clear(), BadFile, r"site 0/res: entry 'kind'"),
         (lambda r: r["sites"]["0/att"]["activation"].pop("k"), BadFile, r"site 0/att: entry 'k'"),
         (lambda r: r["sites"]["0/res"].update(preprocessing={"x": 1}), UnsupportedFormat, r"\['x'\]"),
+        (lambda r: r["sites"]["0/res"].update(preprocessing=["norm"]), BadFile, r"'preprocessing' is \['norm'\], exp"),
+        (lambda r: r["sites"]["0/res"].update(preprocessing=None), BadFile, "'preprocessing' is None, expected dict"),
+        (lambda r: r["sites"]["0/res"].update(training="own"), BadFile, "site 0/res: entry 'training' is 'own'"),
+        (lambda r: r["sites"]["0/res"].update(training=[]), BadFile, r"site 0/res: entry 'training' is \[\]"),
         (lambda r: r["sites"]["0/res"].update(file="gone.safetensors"), BadFile, r"gone\.safetensors: cannot"),
     ],
 )

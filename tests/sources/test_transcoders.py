@@ -166,6 +166,13 @@ def test_transcoders_from_elsewhere_or_to_elsewhere_are_refused(tmp_path: Path, 
         load(sae_lens(tmp_path, a, skip, "transcoder", **metadata))
 
 
+def test_of_two_namings_that_are_refused_the_one_that_is_tried_first_is_told(tmp_path: Path):
+    a, skip = transcoder_arrays()
+    modules = {"hf_hook_name": "model.layers.5.mlp.act_fn", "hf_hook_name_out": "model.layers.5.mlp.output"}
+    with pytest.raises(UnsupportedFormat, match=r"reads 'model\.layers\.5\.mlp\.act_fn'"):
+        load(sae_lens(tmp_path, a, skip, "transcoder", hook_name="blocks.5.mlp.hook_post", **modules))
+
+
 def test_a_transcoder_of_wrong_shapes_is_named(tmp_path: Path):
     a, skip = transcoder_arrays()
     with pytest.raises(BadFile, match=r"'W_skip' has shape \[4, 5\], expected \[5, 4\] beside W_dec"):

@@ -29,8 +29,8 @@ from saeflow.files import (
 from saeflow.ids import FeatureId, Part, Site, SiteLike
 from saeflow.matching.null import NullDistribution, Nulls, read_nulls
 from saeflow.matching.rows import AGAIN, TableRows, checked
+from saeflow.plain_types import Match, as_html
 from saeflow.reading import read_json
-from saeflow.records import Match, as_html
 from saeflow.sources.releases import known_releases
 
 if TYPE_CHECKING:

@@ -67,8 +67,8 @@ from saeflow.matching.methods import (
 )
 from saeflow.matching.table import MatchTable, Provenance, provenance_on_disk
 from saeflow.matching.topk import COLUMNS
+from saeflow.plain_types import Progress
 from saeflow.reading import SHARD, read_bytes
-from saeflow.records import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.library import DictionarySet
 from saeflow.version import __version__
@@ -525,7 +525,7 @@ def other_weights(
         found = weights_of(dictionaries, [site for site in used if site in atlas.weights])
         return [site for site, digest in found.items() if digest != atlas.weights[site]]
     other: list[Site] = []
-    for site in used if atlas.method != "pearson" else ():
+    for site in used if atlas.method in METHODS else ():
         pair = next(pair for pair in atlas if site in pair)
         dictionary, expected = dictionaries[site], atlas[pair].made_from[pair.index(site)]
         if expected and not (dictionary.projects and projector is None):

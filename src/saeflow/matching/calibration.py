@@ -39,7 +39,7 @@ from saeflow.matching.build import refuse_other_weights
 from saeflow.matching.methods import EdgeEnd, Rows, rows_of
 from saeflow.matching.null import FILE, NullDistribution, nulls_to_bytes, read_nulls
 from saeflow.matching.topk import top_k
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 Kind = Literal["rotation", "moments", "families", "far"]

@@ -58,11 +58,12 @@ from saeflow.matching.atlas import (
 )
 from saeflow.matching.build import weights_of
 from saeflow.matching.methods import EdgeEnd, rows_of
+from saeflow.matching.rows import check_k
 from saeflow.matching.table import MatchTable
 from saeflow.matching.transport import METHOD as TRANSPORT
 from saeflow.matching.transport import draw_atoms, top_transport, unit_states
+from saeflow.plain_types import Progress
 from saeflow.reading import SHARD, read_bytes, read_json
-from saeflow.records import Progress
 from saeflow.sources.activity import (
     ENCODED_AT_ONCE,
     TextBatch,
@@ -135,9 +136,10 @@ def correlate(
         progress: Called with (done, total, what is being done).
 
     Raises:
-        UnknownSite: when a site of `pairs` has no dictionary, or no two sites are neighbours in the flow.
+        UnknownSite: when a site of `pairs` has no dictionary, no two sites are neighbours in the flow, or the model
+            lacks the layer of `reference`.
         InvalidArgument: for texts with fewer than two tokens, a number out of range, a folder that holds other
-            files, an unknown method, or a reference for the method "pearson".
+            files, an unknown method, or a reference that is not residual or for the method "pearson".
         WidthMismatch: when a dictionary does not fit the model.
     """
     # 1. check the arguments, and that the folder may be written to
@@ -146,19 +148,22 @@ def correlate(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise InvalidArgument(f"{name}={number} is out of range. Give 1 or more.")
-    if method not in (METHOD, TRANSPORT) or (reference is not None and method == METHOD):
+    if method not in (METHOD, TRANSPORT) or (
+        reference is not None and (method == METHOD or reference.part is not Part.RES)
+    ):
         raise InvalidArgument(
             f"method {method!r} with reference {reference} matches nothing by activations. Give {METHOD!r}, or "
             f"{TRANSPORT!r} with a residual site or none."
         )
-    wanted = _pairs(dictionaries, pairs)
+    if method == TRANSPORT:
+        reference = reference or Site(model.n_layers // 2, Part.RES)
+        model.block(reference.layer)  # refuses a layer that the model does not have
+    wanted = _pairs(dictionaries, pairs, k)
     if not (out / RUN).is_file() and out.is_dir() and any(out.iterdir()):
         raise InvalidArgument(f"{out} holds other files. Give an empty folder, or one of an earlier correlation.")
     model = model.as_trained(dictionaries)
     batches = text_batches(model, texts, max_length=max_length, max_tokens=max_tokens, texts_at_once=texts_at_once)
     shards = ActivationShards(out / _SHARDS, list(batches), model, dictionaries)
-    if method == TRANSPORT:
-        reference = reference or Site(model.n_layers // 2, Part.RES)
     writers = _begin(out, shards, wanted, max_length, reference)
     # 2. write the activations at the sites of pairs whose tables are missing
     missing = [
@@ -190,8 +195,8 @@ def correlate(
     return open_atlas(out)
 
 
-def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None) -> list[Pair]:
-    """The pairs to match; if a pair and its reverse are given, only the first of them."""
+def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None, k: int) -> list[Pair]:
+    """The pairs to match by `k`; if a pair and its reverse are given, only the first of them."""
     wanted = flow_pairs(list(dictionaries)) if pairs is None else list(pairs)
     have = ", ".join(str(s) for s in sorted(dictionaries)) or "none"
     for site in (site for pair in wanted for site in pair):
@@ -204,6 +209,7 @@ def _pairs(dictionaries: Mapping[Site, Dictionary], pairs: Sequence[Pair] | None
     kept: dict[frozenset[Site], Pair] = {}
     for pair in wanted:
         kept.setdefault(frozenset(pair), pair)
+        check_k(k, min(dictionaries[site].n_features for site in pair), f"features at {pair[0]} or {pair[1]}")
     return list(kept.values())
 
 
@@ -354,13 +360,16 @@ class _Transport:
 
     def __init__(self, shards: ActivationShards, reference: Site) -> None:
         self.shards, self.atoms = shards, dict[Site, Int64[np.ndarray, "n_features atoms"]]()
-        states: list[np.ndarray] = []
-        counts: list[np.ndarray] = []
+        states = np.empty((shards.n_tokens, shards.model.d_model), np.float32)
+        counts = np.empty(shards.n_tokens, np.bool_)
+        start = 0
         for batch in shards.batches:
             h = shards.model.capture(batch.tokens, [reference])[reference].float()
-            counts.append(ordinary(h, batch.real)[batch.real].cpu().numpy())
-            states.append(h[batch.real].cpu().numpy())
-        self.states = unit_states(np.concatenate(states), np.concatenate(counts))
+            here = slice(start, start + batch.n_tokens)
+            counts[here] = ordinary(h, batch.real)[batch.real].cpu().numpy()
+            states[here] = h[batch.real].cpu().numpy()
+            start = here.stop
+        self.states = unit_states(states, counts)
 
     def top(self, source: Site, target: Site, k: int) -> tuple[RankedFeatures, ...]:
         """The `k` best matches of each feature, in both directions."""
@@ -482,8 +491,7 @@ def top_correlations(
     if n == 0:
         raise InvalidArgument("there are no tokens to correlate over. Give texts with at least two tokens.")
     smaller = min(n_source, n_target)
-    if not 1 <= k <= smaller:
-        raise InvalidArgument(f"k={k} matches were asked of {smaller} features. Give k between 1 and {smaller}.")
+    check_k(k, smaller, "features")
     if block < 1:
         raise InvalidArgument(f"block={block} holds no feature. Give 1 or more.")
     mx, my, rows_of_y = FeatureMoments.of(x), FeatureMoments.of(y), sp.csr_array(y)

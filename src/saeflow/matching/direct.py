@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeflow.errors import InvalidArgument, UnknownFeature, UnknownSite, WidthMismatch
+from saeflow.errors import UnknownFeature, UnknownSite, WidthMismatch
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.methods import RowCache
-from saeflow.records import Match
+from saeflow.matching.rows import check_k
+from saeflow.plain_types import Match
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 KEPT = 4
@@ -40,7 +41,8 @@ class DirectMatches:
         self._projector = projector
         self._rows: RowCache[Site, Float[Tensor, "n_features d_model"]] = RowCache(KEPT)
         self._directions: dict[FeatureId, Float[Tensor, " d_model"]] = {}
-        self._answers: dict[tuple[FeatureId, Site], tuple[Match, ...]] = {}
+        self._answers: dict[tuple[FeatureId, Site], tuple[int, tuple[Match, ...]]] = {}
+        """How many matches were asked for, and those there are."""
         self.release = release or str(getattr(dictionaries, "name", ""))
 
     @property
@@ -64,9 +66,10 @@ class DirectMatches:
             WidthMismatch: when the two write into spaces of different width.
         """
         wanted = 1 if k is None else k
-        known = self._answers.get((feature, target), ())
-        if len(known) < wanted:
-            known = self._answers[feature, target] = self._match(feature, target, wanted)
+        asked, known = self._answers.get((feature, target), (0, ()))
+        if not 1 <= wanted <= asked:
+            known = self._match(feature, target, wanted)
+            self._answers[feature, target] = wanted, known
         return known[:wanted]
 
     def _match(self, feature: FeatureId, target: Site, k: int) -> tuple[Match, ...]:
@@ -77,10 +80,7 @@ class DirectMatches:
                 f"{feature} is {len(direction)} wide and the rows at {target} are {rows.shape[1]} wide. Both must "
                 "write into the same stream; give the model where attention features live in z."
             )
-        if not 1 <= k <= len(rows):
-            raise InvalidArgument(
-                f"k={k} matches were asked of {len(rows)} rows at {target}. Give k between 1 and {len(rows)}."
-            )
+        check_k(k, len(rows), f"rows at {target}")
         if not direction.any():
             return ()
         scores = (rows @ direction).masked_fill(~rows.any(dim=1), -torch.inf)

@@ -45,6 +45,7 @@ from torch import Tensor
 from saeflow.errors import BadFile, InvalidArgument, WidthMismatch, nearest
 from saeflow.ids import Site
 from saeflow.matching.permutation import NO_PARTNER, Assignment, assign
+from saeflow.matching.rows import check_k
 from saeflow.matching.table import MatchTable
 from saeflow.matching.topk import TopColumns, top_k, top_k_both
 from saeflow.sources.architectures import Tap
@@ -77,7 +78,7 @@ class Method:
         rows: Makes the rows of one dictionary.
         one_to_one: Whether features are paired, each at most once; then only k = 1 makes sense.
         folded: Whether both dictionaries are folded first, so that rows compare in units of their thresholds.
-        reads_encoder: Whether it reads encoders; for a dictionary on z they lie in another space.
+        reads_encoder: The ends of an edge whose encoders it reads; for a dictionary on z they lie in another space.
     """
 
     name: str
@@ -86,7 +87,7 @@ class Method:
     rows: _MakeRows
     one_to_one: bool = False
     folded: bool = False
-    reads_encoder: bool = False
+    reads_encoder: tuple[EdgeEnd, ...] = ()
 
     @property
     def default_k(self) -> int:
@@ -246,10 +247,7 @@ def best_rows(a: Rows, b: Rows, k: int, method: str) -> TopColumns:
     if a.live is None and b.live is None:
         found = top_k(a.rows, b.rows, k)
     else:
-        if not 1 <= k <= len(b.rows):
-            raise InvalidArgument(
-                f"k={k} matches were asked of {len(b.rows)} rows. Give k between 1 and {len(b.rows)}."
-            )
+        check_k(k, len(b.rows))
         kept = min(k, len(b.matched)) if len(a.matched) else 0
         found = _spread(top_k(a.matched, b.matched, kept) if kept else None, a, b, k)
     _check_products(found, a, b, method)
@@ -390,9 +388,8 @@ def check(dictionary: Dictionary, method: str, end: EdgeEnd) -> None:
     how = find_method(method)
     if how.folded:
         dictionary.fold()
-    virtual_parent = how.rows is _virtual and end is EdgeEnd.PARENT
-    if how.reads_encoder and dictionary.tap in (Tap.Z, Tap.MLP_IN) and not virtual_parent:
-        reading_rows(dictionary)
+    if end in how.reads_encoder:
+        _refuse_outside_stream(dictionary)
 
 
 def find_method(name: str) -> Method:
@@ -419,6 +416,15 @@ def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
             the residual stream.
         BadFile: when the encoder cannot be read, or none of its rows is finite.
     """
+    _refuse_outside_stream(dictionary)
+    rows = dictionary.finite_rows("W_enc")
+    if dictionary.preprocessing.center or dictionary.preprocessing.norm is Norm.LAYER_NORM:
+        return rows - rows.mean(dim=1, keepdim=True)
+    return rows
+
+
+def _refuse_outside_stream(dictionary: Dictionary) -> None:
+    """Refuse a dictionary whose encoder rows do not lie in the residual stream. Raises WidthMismatch."""
     if dictionary.tap is Tap.MLP_IN:
         raise WidthMismatch(
             f"The transcoder at {dictionary.site} reads mlp_in, the stream after the norm before the MLP: its encoder "
@@ -431,10 +437,6 @@ def reading_rows(dictionary: Dictionary) -> Float[Tensor, "n_features d_model"]:
             "its encoder rows do not lie in the residual stream, and those of two layers not in one space. "
             'Match by what it writes: method "cosine", "permutation" or "decoder-product".'
         )
-    rows = dictionary.finite_rows("W_enc")
-    if dictionary.preprocessing.center or dictionary.preprocessing.norm is Norm.LAYER_NORM:
-        return rows - rows.mean(dim=1, keepdim=True)
-    return rows
 
 
 def reading_bias(dictionary: Dictionary) -> Float[Tensor, " n_features"]:
@@ -481,7 +483,13 @@ _FOLDED = " Both are folded first."
 
 
 def _plain_and_folded(
-    name: str, sentence: str, source: str, rows: _MakeRows, *, one_to_one: bool = False, encoder: bool = False
+    name: str,
+    sentence: str,
+    source: str,
+    rows: _MakeRows,
+    *,
+    one_to_one: bool = False,
+    encoder: tuple[EdgeEnd, ...] = (),
 ) -> tuple[Method, Method]:
     return (
         Method(name, sentence, source, rows, one_to_one, folded=False, reads_encoder=encoder),
@@ -507,7 +515,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 _MATCH,
                 _encoder_too,
                 one_to_one=True,
-                encoder=True,
+                encoder=tuple(EdgeEnd),
             ),
             *_plain_and_folded(
                 "permutation-encoder-bias",
@@ -515,14 +523,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 _MATCH,
                 _bias_too,
                 one_to_one=True,
-                encoder=True,
+                encoder=tuple(EdgeEnd),
             ),
             *_plain_and_folded(
                 "virtual",
                 "The k largest virtual weights: what the earlier feature writes, times what the later one reads.",
                 _TRANSCODER,
                 _virtual,
-                encoder=True,
+                encoder=(EdgeEnd.CHILD,),
             ),
             *_plain_and_folded(
                 "decoder-product", "The k largest dot products of decoder rows as they are.", _PRODUCT, _decoder

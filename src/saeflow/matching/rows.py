@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from saeflow.errors import BadFile, CorruptAtlas, UnknownFeature
+from saeflow.errors import BadFile, CorruptAtlas, InvalidArgument, UnknownFeature
 from saeflow.ids import FeatureId, Site
+from saeflow.plain_types import Match
 from saeflow.reading import HEADER, JSON, parse_json, regular, safetensors
-from saeflow.records import Match
 
 AGAIN = "Fetch the atlas again, or build it with `saeflow atlas build`."
 BLOCK: Final = 1024
@@ -70,6 +70,7 @@ class TableRows:
 
         Raises:
             UnknownFeature: when the index lies outside the source dictionary.
+            InvalidArgument: when `k` is below 1.
             CorruptAtlas: when the block of rows no longer has its checksum.
         """
         if feature.index >= self.n_source:
@@ -77,6 +78,8 @@ class TableRows:
                 f"{feature} does not exist: the dictionary at {self._source} has {self.n_source} features, "
                 f"0 to {self.n_source - 1}."
             )
+        if k is not None:
+            check_k(k)
         if self._blocks is not None:
             self._compare(feature.index // BLOCK)
         wanted = self.k if k is None else min(k, self.k)
@@ -111,6 +114,18 @@ class TableRows:
                 f"checksum the atlas states. {AGAIN}"
             )
         self._seen.add(block)
+
+
+def check_k(k: int, most: int | None = None, what: str = "rows") -> None:
+    """Refuse to give `k` matches of a feature if that is below 1, or above `most`, the number of `what` there are.
+
+    Raises:
+        InvalidArgument: with the number.
+    """
+    if most is None and k < 1:
+        raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
+    if most is not None and not 1 <= k <= most:
+        raise InvalidArgument(f"k={k} matches were asked of {most} {what}. Give k between 1 and {most}.")
 
 
 def checked(path: Path, sha256: str | None) -> mmap.mmap:

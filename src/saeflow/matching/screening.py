@@ -17,7 +17,8 @@ eps near 0.016, so it is useful where good matches stand out and leaves too many
 
 The fastest product cannot be read from processor flags, so it is measured: once for each processor, version of torch,
 number of threads and width, in about a tenth of a second, and kept in the cache folder.
-SAEFLOW_PRODUCT=float32, bfloat16 or int8 overrides the choice.
+SAEFLOW_PRODUCT=float32, bfloat16 or int8 overrides the choice. Where int8 cannot be used, on a GPU and for rows so wide
+that sums would overflow, bfloat16 takes its place.
 """
 
 from __future__ import annotations
@@ -197,6 +198,10 @@ def rounded_for(
         if wanted not in PRODUCTS:
             raise InvalidArgument(f"there is no product in {wanted!r}. Known: {', '.join(PRODUCTS)}.")
         set_ = cast("Product", wanted)
+        if set_ == "int8" and (a.device.type != "cpu" or a.shape[1] > _WIDEST):
+            # CUDA's integer product refuses tiles of up to 16 rows, and numbers of columns that are no multiple of 8
+            set_ = "bfloat16"
+            _log.info("int8 is not used on %s at width %s: bfloat16 takes its place", a.device.type, a.shape[1])
         return Rounded.of(a, set_), Rounded.of(b, set_)
     best = Rounded.of(a, "float32"), Rounded.of(b, "float32")
     if min(len(a), len(b)) < SMALLEST or a.device.type not in ("cpu", "cuda"):
@@ -226,7 +231,6 @@ def rounded_for(
 def _candidates(own: Rounded, other: Rounded, k: int) -> float:
     """How many products of a row are ranked in float32, on average over a sample of rows."""
     rows = torch.linspace(0, len(own.rows) - 1, _SAMPLE, device=own.rows.device).long()
-    # CUDA's integer product needs at least 17 rows, fewer than the sample has
     tile = torch.empty(len(rows), len(other.rows), device=own.rows.device, dtype=own.written)
     own.multiply(other, rows, slice(None), tile)
     reached = tile.topk(min(k, tile.shape[1]), dim=1).values[:, -1].float()

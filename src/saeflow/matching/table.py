@@ -22,9 +22,9 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownFeature, UnknownSite
 from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.null import NullDistribution
-from saeflow.matching.rows import AGAIN
+from saeflow.matching.rows import AGAIN, check_k
+from saeflow.plain_types import Match, as_html
 from saeflow.reading import parse_json, safetensors
-from saeflow.records import Match, as_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +106,7 @@ class MatchTable:
         Raises:
             UnknownSite: when the feature or `target` belongs to another table.
             UnknownFeature: when the index lies outside the source dictionary.
+            InvalidArgument: when `k` is below 1.
         """
         if not self.has(feature.site, target or self.target):
             raise UnknownSite(
@@ -117,6 +118,8 @@ class MatchTable:
                 f"{feature} does not exist: the dictionary at {self.source} has {self.n_source} features, "
                 f"0 to {self.n_source - 1}."
             )
+        if k is not None:
+            check_k(k)
         pairs = zip(self.index[feature.index, :k].tolist(), self.score[feature.index, :k].tolist(), strict=True)
         return tuple(Match(FeatureId(self.target, index), score) for index, score in pairs if score != -np.inf)
 
@@ -224,8 +227,7 @@ def mutual(table: MatchTable, back: MatchTable, k: int = 1) -> Bool[np.ndarray, 
         InvalidArgument: when `back` is not the table of the opposite direction, a table keeps fewer than `k` matches,
             or `k` is below 1.
     """
-    if k < 1:
-        raise InvalidArgument(f"k={k} matches were asked for. Give k of at least 1.")
+    check_k(k)
     if k > min(table.k, back.k):
         raise InvalidArgument(
             f"mutual top-{k} was asked of tables that keep {table.k} and {back.k}. Match again with k of {k}."

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeflow.errors import InvalidArgument, WidthMismatch
+from saeflow.matching.rows import check_k
 from saeflow.matching.screening import GATHERED, UNIT, Product, Rounded, dots, rounded_for, widened
 
 __all__ = ["TopColumns", "full_precision", "top_k", "top_k_both"]
@@ -117,8 +118,7 @@ def _search(
             f"rows of width {a.shape[1]} cannot be matched to rows of width {b.shape[1]}. Both dictionaries must "
             "write into the same stream; project attention features first if they live in z."
         )
-    if not 1 <= k <= most:
-        raise InvalidArgument(f"k={k} matches were asked of {most} rows. Give k between 1 and {most}.")
+    check_k(k, most)
     for name, side in (("first", a), ("second", b)):
         # a sum is finite only if every value is, and takes no copy
         if not math.isfinite(side.sum(dim=1).sum()):

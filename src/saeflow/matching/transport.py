@@ -46,10 +46,14 @@ _AT_ONCE: Final = 8
 def unit_states(
     states: Float32[np.ndarray, "n_tokens d"], counts: Bool[np.ndarray, " n_tokens"]
 ) -> Float32[np.ndarray, "n_tokens d"]:
-    """Hidden states less their mean over the tokens in `counts`, at unit norm; zeros stay zeros."""
-    centred = states - states[counts].mean(axis=0, dtype=np.float64).astype(np.float32)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    return centred / np.where(norms > 0, norms, 1)
+    """Hidden states less their mean over the tokens in `counts`, at unit norm; zeros stay zeros.
+
+    They take the place of `states`, which may fill much of the memory.
+    """
+    states -= states.mean(axis=0, dtype=np.float64, where=counts[:, None]).astype(np.float32)
+    norms = np.linalg.norm(states, axis=1, keepdims=True)
+    states /= np.where(norms > 0, norms, 1)
+    return states
 
 
 def draw_atoms(acts: sp.csc_array, *, atoms: int = ATOMS, seed: int = 0) -> Int64[np.ndarray, "n_features atoms"]:

@@ -14,7 +14,7 @@ import transformers
 
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import file_lock, write_error
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.packaged_models import CHECK_TEXT, PackagedModel, download, known_model, model_folder
 from saeflow.sources.pretrained import fetch, without_bar
 from saeflow.version import __version__

@@ -19,7 +19,7 @@ from saeflow.engines import device_of_worker
 from saeflow.errors import BadFile, InvalidArgument, UnknownRelease, UnknownSite, nearest
 from saeflow.files import folder_and_pattern, pack_folder, pack_names
 from saeflow.ids import Part, Site, SiteLike, layers_by_part
-from saeflow.records import as_html
+from saeflow.plain_types import as_html
 from saeflow.sources.architectures import View
 from saeflow.sources.devices import known_device
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of

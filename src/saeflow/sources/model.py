@@ -26,7 +26,7 @@ from saeflow.engines import device_of_worker
 from saeflow.errors import InvalidArgument, UnknownSite, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.interventions import Edit
-from saeflow.records import as_html
+from saeflow.plain_types import as_html
 from saeflow.sources import hooks
 from saeflow.sources.architectures import Architecture, Point, PointLike, Tap, View, architecture_of, named
 from saeflow.sources.captured import Captured

@@ -23,7 +23,7 @@ from typing import Final
 
 from saeflow.errors import BadFile, MissingExtra, UnknownRelease, Unreachable, nearest
 from saeflow.files import PACK, cache_folder
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.remote.hub_file import is_offline
 
 DEMO: Final = "demo"

@@ -23,7 +23,7 @@ from saeflow.sources.activations import JumpReLU
 from saeflow.sources.dictionary import PLAIN, Dictionary, Norm, Preprocessing, Tap
 from saeflow.sources.formats.configs import read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored
-from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.hook_names import place_of_hooks
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.tensors import TensorFile
 
@@ -74,15 +74,12 @@ def read_gemma_scope_2(folder: Path, site: Site | None = None) -> Dictionary:
     """
     path = folder / CONFIG_2
     config = read_json(path) if path.is_file() else _config_of_path(folder)
-    read, written = str(config.get("hf_hook_point_in")), config.get("hf_hook_point_out")
-    file = open_tensors(folder / PARAMS_2)
-    if written is not None and written != read:
-        place, tap, _ = transcoder_of_hooks(read, str(written), _MODEL_2, str(path))
-        return _dictionary(site or place, tap, file)
-    if site is not None:
-        return _dictionary(site, _TAPS[site.part], file)
-    place, tap = site_of_hook(read, _MODEL_2, str(path))
-    return _dictionary(place, tap, file)
+    read, written = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    if read is None and site is not None:
+        return _dictionary(site, _TAPS[site.part], open_tensors(folder / PARAMS_2))
+    hooks = str(read), str(read if written is None else written)
+    place, tap, norm = place_of_hooks(*hooks, _MODEL_2, str(path), site)
+    return _dictionary(place, tap, open_tensors(folder / PARAMS_2), Preprocessing(norm=norm))
 
 
 def _dictionary(site: Site, tap: Tap, file: TensorFile, preprocessing: Preprocessing = PLAIN) -> Dictionary:

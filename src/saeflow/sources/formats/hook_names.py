@@ -59,6 +59,7 @@ _OUTPUT_PROJECTIONS = (
     *("self_attn.o_proj", "attn.c_proj", "attention.dense"),
     *("self_attention.dense", "attn.attention.out_proj"),
 )
+_ENDS_ON_Z = ("hook_z", "attn.o.hook_in", "o_proj.input", *(f"{module}.input" for module in _OUTPUT_PROJECTIONS))
 
 # What a transcoder reads, by TransformerLens hook. `hook_normalized` comes before the norm's gain, `mlp.hook_in` after.
 _LENS_READ = {
@@ -101,6 +102,11 @@ def site_of_hook(hook: str, model: str, where: str) -> tuple[Site, Tap]:
     )
 
 
+def tap_at(site: Site, hook: str) -> Tap:
+    """The tap of an SAE whose site is given: z at attention where its hook ends as those of z do."""
+    return Tap.Z if site.part is Part.ATT and hook.endswith(_ENDS_ON_Z) else Tap.of(site.part)
+
+
 def view_of_hook(hook: str, norm: Norm = Norm.NONE) -> View:
     """How a hook name refers to its tensor, where only the model settles which tensor that is.
 
@@ -135,6 +141,20 @@ def transcoder_of_hooks(read: str, written: str, model: str, where: str) -> tupl
             "from the input of an MLP to the output of the same MLP, as it is added to the residual stream."
         )
     return site, found[0], found[1]
+
+
+def place_of_hooks(read: str, written: str, model: str, where: str, site: Site | None = None) -> tuple[Site, Tap, Norm]:
+    """The site, the tap and the normalisation of an SAE, or of a transcoder where the two hooks differ.
+
+    `site` overrides the site, not what is read there.
+
+    Raises:
+        UnsupportedFormat: when the hooks of a transcoder, or of an SAE whose site is not given, denote no site.
+    """
+    if read != written:
+        place, tap, norm = transcoder_of_hooks(read, written, model, where)
+        return site or place, tap, norm
+    return *(site_of_hook(read, model, where) if site is None else (site, tap_at(site, read))), Norm.NONE
 
 
 def _as_module(hook: str) -> str:

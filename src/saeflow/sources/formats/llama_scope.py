@@ -30,10 +30,10 @@ from torch import Tensor
 from saeflow.errors import BadFile
 from saeflow.ids import Site
 from saeflow.sources.activations import JumpReLU
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap
+from saeflow.sources.dictionary import Dictionary, Preprocessing
 from saeflow.sources.formats.configs import positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks
+from saeflow.sources.formats.hook_names import place_of_hooks
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.weights import DirectionsOnly
 
@@ -52,12 +52,7 @@ def read_llama_scope(folder: Path, site: Site | None = None) -> Dictionary:
     path = folder / CONFIG
     config = read_json(path)
     read, written = str(config.get("hook_point_in")), str(config.get("hook_point_out"))
-    norm = Norm.NONE
-    if read != written:
-        place, tap, norm = transcoder_of_hooks(read, written, _MODEL, str(path))
-        place = site or place
-    else:
-        place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, _MODEL, str(path))
+    place, tap, norm = place_of_hooks(read, written, _MODEL, str(path), site)
     unsized = ""
     try:
         scale = _scale(config, "in", path)

@@ -37,12 +37,11 @@ def read_qwen_scope(file: Path, site: Site | None = None) -> Dictionary:
     """
     names = {name: Stored(name, transposed=name == "W_dec") for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     found = _SPARSITY.search(str(file.absolute()))
-
-    untold = (
+    unknown = (
         f"{file}: no folder above it is named as its repository, SAE-Res-MODEL-W32K-L0_50, which alone says how many "
         "features are kept. Directions are known, activations are not. Name the folder so."
     )
-    activation = refused(untold) if found is None else partial(TopK, int(found[1]))
+    activation = refused(unknown) if found is None else partial(TopK, int(found[1]))
     return _residual(file, site, TorchFile(file), names, QWEN_SCOPE, activation)
 
 

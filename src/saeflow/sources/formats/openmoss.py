@@ -30,10 +30,10 @@ from torch import Tensor
 from saeflow.errors import BadFile, UnsupportedFormat
 from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK
-from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, Tap, TrainingInfo
+from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks, view_of_hook
+from saeflow.sources.formats.hook_names import place_of_hooks, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.tensors import TensorFile
 from saeflow.sources.weights import DirectionsOnly, RowScaled
@@ -69,12 +69,7 @@ def openmoss_dictionary(config: Mapping[str, Any], file: TensorFile, site: Site 
         )
     read, written = str(config.get("hook_point_in")), str(config.get("hook_point_out"))
     model = str(config.get("model_name") or where.parent.absolute())
-    norm = Norm.NONE
-    if read != written:
-        place, tap, norm = transcoder_of_hooks(read, written, model, str(where))
-        place = site or place
-    else:
-        place, tap = (site, Tap.of(site.part)) if site else site_of_hook(read, model, str(where))
+    place, tap, norm = place_of_hooks(read, written, model, str(where), site)
     training = TrainingInfo(view_of_hook(written, norm))
     if config.get("use_decoder_bias") is False:
         file = _ZeroBias(file, count(config, "d_model", where))
@@ -87,9 +82,10 @@ def openmoss_dictionary(config: Mapping[str, Any], file: TensorFile, site: Site 
     by_norm = bool(config.get("sparsity_include_decoder_norm", True))
 
     def norms() -> Tensor:
-        return torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8) * s_out if by_norm else one
+        if not by_norm:
+            return torch.ones(())
+        return torch.linalg.vector_norm(weights.read("W_dec"), dim=1).clamp(min=1e-8) * s_out
 
-    one = torch.ones(weights.shape[0])
     ranked = by_norm and config.get("act_fn") == "topk"
     read_by = RowScaled(weights, norms) if ranked else weights
     return Dictionary.reading(

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 
 from saeflow.errors import BadFile, UnsupportedFormat
-from saeflow.ids import Part, Site
+from saeflow.ids import Site
 from saeflow.sources.activations import Activation, JumpReLU, ReLU, TopK, kept_threshold
 from saeflow.sources.architectures import Tap, View
 from saeflow.sources.dictionary import Dictionary, Norm, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, positive_number, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hook_names import site_of_hook, transcoder_of_hooks, view_of_hook
+from saeflow.sources.formats.hook_names import site_of_hook, tap_at, transcoder_of_hooks, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.tensors import TensorFile
 from saeflow.sources.weights import DirectionsOnly, RowScaled, Weights
@@ -65,7 +65,6 @@ _OLD_NAMES: Final = {
     "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }
-_ENDS_ON_Z: Final = ("hook_z", "attn.o.hook_in", "o_proj.input", "c_proj.input", "attention.dense.input")
 
 
 def read_sae_lens(folder: Path, site: Site | None = None) -> Dictionary:
@@ -335,8 +334,7 @@ def _location(metadata: Mapping[str, Any], site: Site | None, where: str, *, tra
         return _transcoder(metadata, site, where)
     if site is not None:
         hook = str(metadata.get("hook_name") or metadata.get("hf_hook_name") or "")
-        z = hook.endswith(_ENDS_ON_Z) and site.part is Part.ATT
-        return _Location(site, Tap.Z if z else Tap(site.part.value), view=view_of_hook(hook))
+        return _Location(site, tap_at(site, hook), view=view_of_hook(hook))
     model = str(metadata.get("model_name") or "")
     hooks = [metadata[key] for key in ("hook_name", "hf_hook_name") if isinstance(metadata.get(key), str)]
     if not hooks:
@@ -366,11 +364,11 @@ def _transcoder(metadata: Mapping[str, Any], site: Site | None, where: str) -> _
 
 
 def _first(ways: list[Callable[[], _Location]]) -> _Location:
-    """The result of the first way that is supported; raises the error of the last one when none is."""
+    """The result of the first way that is supported; raises the error of the first, the preferred, when none is."""
     refusals: list[UnsupportedFormat] = []
     for way in ways:
         try:
             return way()
         except UnsupportedFormat as error:
             refusals.append(error)
-    raise refusals[-1]
+    raise refusals[0]

@@ -83,7 +83,8 @@ class Manifest:
             KeyError: when the release has no such site.
         """
         # 1. the file and its tensors
-        entry, where = self.sites[site], f"{self.folder / MANIFEST}, site {site}"
+        entry: Mapping[str, Any] = {"preprocessing": {}, "training": {}, **self.sites[site]}
+        where = f"{self.folder / MANIFEST}, site {site}"
         name = _entry(entry, "file", str, where)
         if PurePath(name).name != name:
             raise BadFile(f"{where}: file {name!r} is no plain name. Files lie beside {MANIFEST}.")
@@ -105,11 +106,11 @@ class Manifest:
         }
 
         # 3. how h is preprocessed, and what is known of the training
-        before = entry.get("preprocessing", {})
+        before = _entry(entry, "preprocessing", dict, where)
         if unknown := sorted(set(before) - {"subtract_b_dec", "center", "norm"}):
             raise UnsupportedFormat(f"{where}: preprocessing {unknown} is not known. Update saeflow.")
         norm = _member(Norm, str(before.get("norm", "none")), where)
-        trained = entry.get("training", {})
+        trained = _entry(entry, "training", dict, where)
         begins, context = trained.get("prepend_bos"), trained.get("context_size")
         known = isinstance(begins, bool | None) and isinstance(context, int | None)
         if set(trained) - {"view", "prepend_bos", "context_size"} or not known:
@@ -176,7 +177,7 @@ def save_release(
 
     Raises:
         InvalidArgument: when there is nothing to write, a matrix does not fit `dtype` (a value overflows, or a
-            decoder row is all zeros), or an activation is a Python function.
+            decoder row becomes all zeros), or an activation is a Python function.
         BadFile: when a dictionary read from disk is bad.
     """
     if not dictionaries:
@@ -206,12 +207,20 @@ def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str
         whole = tensor.detach().to("cpu", torch.float32).contiguous()
         if name not in _MATRICES:
             tensors[name] = whole
-        elif dtype is torch.int8:
-            scale = row_peaks(whole) / torch.iinfo(torch.int8).max
-            steps = whole / torch.where(scale > 0, scale, 1.0)[:, None]
-            tensors[name], tensors[name + _SCALE] = steps.nan_to_num().round().to(torch.int8), scale
+            continue
+        if dtype is torch.int8:
+            # the scale of a row is not finite where one of its values is not, and 0 for a row of zeros
+            peak = tensors[name + _SCALE] = row_peaks(whole) / torch.iinfo(torch.int8).max
+            steps = whole / torch.where(peak > 0, peak, 1.0)[:, None]
+            tensors[name] = steps.nan_to_num().round().to(torch.int8)
         else:
             tensors[name] = whole.to(dtype)
+            peak = row_peaks(tensors[name])
+        if not bool(torch.isfinite(peak).all()) or (name == "W_dec" and bool(whole[peak == 0].any())):
+            raise InvalidArgument(
+                f"{name} of the dictionary at {site} does not fit {dtype}: a value overflows or a row "
+                "becomes zeros. Save with dtype=torch.float32."
+            )
     activation = dictionary.activation
     if isinstance(activation, Function):
         raise InvalidArgument(
@@ -221,14 +230,6 @@ def _tensors(site: Site, dictionary: Dictionary, dtype: torch.dtype) -> dict[str
     if isinstance(activation, JumpReLU | BatchTopK):
         whole = activation.threshold.detach().to("cpu", torch.float32)
         tensors["threshold"] = whole.expand(dictionary.n_features).contiguous()
-    for name in set(_MATRICES) & set(tensors):
-        # the scale of an int8 row is not finite where one of its values is not, and 0 for a row of zeros
-        peak = tensors[name + _SCALE] if name + _SCALE in tensors else row_peaks(tensors[name])
-        if not bool(torch.isfinite(peak).all()) or (name == "W_dec" and bool((peak == 0).any())):
-            raise InvalidArgument(
-                f"{name} of the dictionary at {site} does not fit {dtype}: a value overflows or a row "
-                "becomes zeros. Save with dtype=torch.float32."
-            )
     return tensors
 
 

@@ -24,7 +24,7 @@ from saeflow.sources.architectures import Tap
 from saeflow.sources.dictionary import Dictionary, Preprocessing, TrainingInfo
 from saeflow.sources.formats.configs import count, read_json
 from saeflow.sources.formats.file_weights import FileWeights, Stored, refused
-from saeflow.sources.formats.hook_names import site_of_hook, view_of_hook
+from saeflow.sources.formats.hook_names import site_of_hook, tap_at, view_of_hook
 from saeflow.sources.formats.remote_tensors import open_tensors
 from saeflow.sources.formats.tensors import TensorFile
 
@@ -77,7 +77,7 @@ def sparsify_dictionary(
     if site is None:
         site, tap = site_of_hook(hookpoint, str(run.get("model") or ""), where)
     else:
-        tap = Tap.of(site.part)
+        tap = tap_at(site, hookpoint)
     if transcodes and site.part is not Part.MLP:
         raise UnsupportedFormat(
             f"{where}: a transcoder at {site}. Transcoders of MLPs are read alone. Use one of an MLP."

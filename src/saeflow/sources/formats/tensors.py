@@ -106,10 +106,7 @@ class SafetensorsFile(TensorFile):
         return self._read(name, (slice(None),) * axis + (slice(start, stop),))
 
     def _read(self, name: str, part: tuple[slice, ...]) -> Tensor:
-        tensor = self._stored(name, part)
-        if not tensor.is_floating_point():
-            raise BadFile(not_floating(self._holder[name], name, str(tensor.dtype)))
-        return tensor.to(torch.float32)
+        return _as_float32(self._holder[name], name, self._stored(name, part))
 
     def _stored(self, name: str, part: tuple[slice, ...]) -> Tensor:
         """Read a tensor, or part of it, in its stored type."""
@@ -266,6 +263,12 @@ def not_floating(path: Path, name: str, dtype: str) -> str:
     return f"{path}: tensor {name!r} is {dtype}, expected floating-point numbers. Convert the file to float32."
 
 
+def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise BadFile(not_floating(path, name, str(tensor.dtype)))
+    return tensor.to(torch.float32)
+
+
 class TorchFile(TensorFile):
     """A memory-mapped state dict in a .pt file. Scalar tensors are included, with an empty shape."""
 
@@ -298,10 +301,7 @@ class TorchFile(TensorFile):
 
     def read(self, name: str) -> Tensor:
         """Read one tensor as float32; float32 on disk is not copied. Raises BadFile."""
-        tensor = self._tensor(name)
-        if not tensor.is_floating_point():
-            raise BadFile(not_floating(self.path, name, str(tensor.dtype)))
-        return tensor.to(torch.float32)
+        return _as_float32(self.path, name, self._tensor(name))
 
     def number(self, name: str) -> float:
         """The value of a tensor that holds only one, of any type.
