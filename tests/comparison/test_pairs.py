@@ -199,6 +199,13 @@ def test_what_cannot_be_compared_is_refused(planted):
         compare(planted.a, planted.b, names=("same", "same"))
 
 
+def test_words_of_a_name_that_is_not_compared_are_refused(planted):
+    with pytest.raises(InvalidArgument, match="words for onee, and compared are one, two"):
+        compare(planted.a, planted.b, settings=FEW, names=("one", "two"), words={"onee": Known([])})
+    with pytest.raises(InvalidArgument, match="words for one, and compared are A, B"):
+        compare(planted.a, planted.b, settings=FEW, words={"one": Known([]), "A": Known([])})
+
+
 def test_one_dictionary_may_be_at_another_site(planted):
     elsewhere = dictionary(Site("4/res"), planted.b.W_dec)
     row = compare(planted.a, elsewhere, settings=FEW).to_pandas().iloc[0]

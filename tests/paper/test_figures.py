@@ -375,6 +375,9 @@ def test_numbers_are_written_as_people_read_them():
 
 def test_layers_between_are_chosen_through_the_depth():
     assert chosen_layers(range(26)) == (8, 17)
+    assert chosen_layers(range(6)) == (2, 3)
+    assert chosen_layers([0, 4, 9]) == (4,)
+    assert chosen_layers([4, 9]) == (4, 9)
     assert chosen_layers([4]) == (4,)
 
 

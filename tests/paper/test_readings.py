@@ -6,6 +6,7 @@ from saeflow.experiments.results import SummaryTable
 from saeflow.paper import FIGURES, reading
 
 from .sample_results import every_table
+from .test_figures import first, texts
 
 
 def table(name, columns, *rows):
@@ -48,6 +49,19 @@ def test_groups_are_told_from_the_best_to_the_worst():
         "Removing all that top-1 names deactivates 90 % of 10 targets from MLP; and "
         "50 % (40–60) of 20 targets from RES, control 10 % (5–15)."
     )
+
+
+@pytest.mark.parametrize("no", [False, 0])
+def test_what_the_pearson_tables_never_saw_is_told_and_marked_alike(no):
+    columns = "method, dataset, in_distribution, group, share, low, high, n"
+    where = {"all": None, "a": True, "b": no}
+    rows = [[m, d, seen, "nowhere", 0.5, 0.4, 0.6, 9] for m in ("cosine", "pearson") for d, seen in where.items()]
+    told = table("methods", columns, *rows)
+    assert plain(reading(told)).endswith(
+        "On b, new to Pearson: 50 % (40–60) under cosine and 50 % (40–60) under pearson."
+    )
+    words = texts(first(told))
+    assert ("b †" in words, "a †" in words) == (True, False)
 
 
 def test_shares_are_told_over_layers_and_data_sets():

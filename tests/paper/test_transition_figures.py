@@ -118,6 +118,14 @@ def test_sentences_say_what_the_tables_do():
     assert "0.039 (0.035–0.043) more than the permutation" in said["transition_paired"]
 
 
+def test_a_difference_that_is_told_as_less_has_no_sign():
+    table = TABLES["transition_paired"]
+    rows = tuple((*row[:3], -row[3], -row[5], -row[4], row[6]) for row in table.rows)
+    assert reading(replace(table, rows=rows)) == (
+        "As they are, the best cosine explains 0.039 (0.035–0.043) less than the permutation."
+    )
+
+
 @EVERY
 def test_a_table_of_one_pair_or_without_baselines_has_its_sentence_still(name):
     table = TABLES[name]

@@ -154,6 +154,15 @@ def test_the_control_stands_beside_the_number() -> None:
     assert part.control.value == pytest.approx(0.25)
 
 
+def test_a_strategy_is_compared_with_its_own_control_whichever_was_run_first() -> None:
+    """The control of the first strategy silences every target, that of top-1 none."""
+    pearson, top = Cut("pearson top-1", "RES", control=True), Cut("top-1", "RES", gone=True, control=False)
+    for cuts in ([pearson, top], [top, pearson]):
+        [found] = verdict("fig6-cause", [[cuts] * 4] * 6).findings
+        assert found.found.value == pytest.approx(1.0)
+        assert found.beside == "100.0 % against 0.0 %"
+
+
 def test_a_strategy_that_was_not_run_is_named() -> None:
     found = verdict("table1-alike", [rate("top-1", "RES", 1, 1)] * 2)
     assert (found.outcome, found.why) == (OPEN, "The strategy pearson top-1 was not run.")

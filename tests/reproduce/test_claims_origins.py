@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from saeflow.ids import Part
 from saeflow.paper.claims import claims
-from saeflow.paper.evidence import Evidence
+from saeflow.paper.evidence import Evidence, OriginsRun, once
 from saeflow.paper.origins import thirds
 from saeflow.paper.verdicts import FAILS, HOLDS, OPEN
 from tests.reproduce.claim_worlds import EVEN, Origins, mostly, origins, value
@@ -144,6 +145,24 @@ def test_claims_on_contexts_are_of_features(name: str, true: Origins, false: Ori
     run = origins(few, layers=(1,), each=160)
     kept = run.seen.feature % 40 < 1
     assert CLAIMS[name].check(Evidence(origins=replace(run, seen=run.seen[kept]))).outcome == OPEN
+
+
+def test_what_several_claims_use_is_counted_once_for_each_run_and_goes_with_it() -> None:
+    counted: list[int] = []
+
+    @once
+    def size(run: OriginsRun) -> list[int]:
+        counted.append(len(run.seen))
+        return counted[-1:]
+
+    one, other = (origins([("a", Origins())] * n, layers=(1,)) for n in (1, 2))
+    first = size(one)
+    assert size(other) != first
+    assert size(one) is first
+    assert counted == [len(one.seen), len(other.seen)]
+    gone = weakref.ref(one)
+    del one
+    assert gone() is None
 
 
 # --- tests between groups: cells of a data set and layer are drawn ------------------------------------------------

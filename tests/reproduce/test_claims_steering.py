@@ -177,6 +177,28 @@ def test_a_theme_with_features_at_one_layer_does_not_spoil_the_others(name: str)
     assert "of one theme" in found.findings[0].beside or "of 1 themes" in found.findings[0].beside
 
 
+@pytest.mark.parametrize("name", [name for name in WORLDS if name.startswith(("fig9", "fig10"))])
+def test_a_theme_with_fewer_r_does_not_spoil_the_others(name: str) -> None:
+    run = steering(SETTINGS, mostly(*WORLDS[name]), starts={1: 3, 0: 1})
+    texts = run.grid.texts
+    left = Cells(run.grid.judge, texts[(texts["theme"] != "two") | (texts["value"] != R[1])].drop(columns="cell"))
+    found = CLAIMS[name].check(Evidence(steering=replace(run, grid=left)))
+    assert (found.outcome, found.measured) == (HOLDS, True)
+
+
+def test_the_spread_of_a_theme_is_over_the_r_it_has() -> None:
+    worlds = mostly(*WORLDS["fig10-steady"])
+    run = steering(SETTINGS, worlds)
+    one = run.grid.texts["theme"] == "one"
+    weak = run.grid.texts["value"].isin(R[:2])
+    apart = [Cells("planted", run.grid.texts[kept].drop(columns="cell")) for kept in (one, ~one & weak, one | weak)]
+    spreads = [CLAIMS["fig10-steady"].check(Evidence(steering=replace(run, grid=grid))).findings for grid in apart]
+    for first, second, both in zip(*spreads, strict=True):
+        assert first.found.value != pytest.approx(second.found.value, abs=0.05)
+        assert both.found.value == pytest.approx((first.found.value + second.found.value) / 2)
+        assert both.found.n == first.found.n + second.found.n
+
+
 def test_a_sweep_without_a_direction_or_fresh_samples_says_so() -> None:
     only = [pair for pair in SETTINGS if pair[0] is ON]
     run = steering(only, [best("start")] * 2)

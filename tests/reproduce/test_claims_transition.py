@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,6 +118,16 @@ GRAPHS: dict[str, tuple[GraphsRun, GraphsRun, GraphsRun]] = {
 def test_graphs_agree_differ_or_are_missing(name: str) -> None:
     outcomes = [CLAIMS[name].check(Evidence(graphs=run)).outcome for run in GRAPHS[name]]
     assert outcomes == [HOLDS, FAILS, OPEN]
+
+
+def test_a_damaged_graph_is_no_graph_that_was_not_grown(tmp_path: Path) -> None:
+    folder = tmp_path / "graphs"
+    folder.mkdir()
+    (folder / "24.res.14548.json").write_text("{")
+    damaged, missing = (CLAIMS[name].check(Evidence(tmp_path)) for name in ("table5-between", "fig20-shows"))
+    assert (damaged.outcome, missing.outcome) == (OPEN, OPEN)
+    assert damaged.why.startswith("24.res.14548.json cannot be read: ")
+    assert missing.why.startswith("No graph was grown from 12/res/14455")
 
 
 def test_every_claim_of_both_stages_is_planted() -> None:

@@ -15,9 +15,10 @@ from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.schedule import Constant
 from saeflow.steering.theme import load_theme, themes
+from saeflow.web import model_worker
 from saeflow.web.model_thread import ModelThread
 from saeflow.web.model_worker import LoadedModel
-from saeflow.web.requests import DeactivateBody, SteerBody, TextBody
+from saeflow.web.requests import DeactivateBody, SteerBody, TextBody, TraceBody
 from saeflow.web.streams import Left
 
 from .serving import serving
@@ -126,6 +127,35 @@ def test_a_theme_without_examples_gives_a_note_and_no_scores(loaded, plan):
     told = steered(loaded, plan, replace(load_theme("physics", "demo"), examples=()))
     assert [line["type"] for line in told[-2:]] == ["note", "done"]
     assert "No scores" in told[-2]["text"]
+
+
+def test_a_graph_is_traced_once_and_a_full_cache_drops_only_the_first(loaded, monkeypatch):
+    traced, atlas = [], open_atlas("demo")
+    worker, trace = LoadedModel(loaded.model, loaded.dictionaries), model_worker.trace_text
+    monkeypatch.setattr(model_worker, "trace_text", lambda *a, **how: traced.append(how["token"]) or trace(*a, **how))
+    monkeypatch.setattr(model_worker, "MOST_GRAPHS", 2)
+    for token in (1, 2, 3, 3, 2, 1, 3):
+        worker.trace(TraceBody(text="The force on a body", token=token, effect=0.5), atlas)
+    assert traced == [1, 2, 3, 1]
+
+
+def test_fidelity_is_measured_once_for_the_same_nodes(loaded, monkeypatch):
+    counted, atlas = [], open_atlas("demo")
+    worker, measure = LoadedModel(loaded.model, loaded.dictionaries), model_worker.measure_fidelity
+    monkeypatch.setattr(
+        model_worker, "measure_fidelity", lambda graph, *a, **how: counted.append(graph) or measure(graph, *a, **how)
+    )
+    body = TraceBody(text="The force on a body", token=4)
+    first = worker.trace(body, atlas)
+    grouped = {"some": [first.nodes["node"].iloc[0]]}
+    again = [worker.trace(body.model_copy(update=one), atlas) for one in ({}, {"cosine": -0.5}, {"groups": grouped})]
+    assert [one.fidelity for one in again] == [first.fidelity] * 3
+    assert again[-1].supernodes
+    assert len(counted) == 1
+    fewer = worker.trace(body.model_copy(update={"cosine": 0.2}), atlas)
+    assert len(counted) == 2
+    assert fewer.fidelity == measure(fewer, loaded.model, loaded.dictionaries, random_graphs=model_worker.RANDOM_GRAPHS)
+    assert fewer.fidelity != first.fidelity
 
 
 class EveryOther:

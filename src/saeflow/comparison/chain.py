@@ -26,7 +26,7 @@ from saeflow.flow import FlowGraph, Reason, Thresholds, trace
 from saeflow.flow.union import union
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.null import NullDistribution
-from saeflow.records import Match
+from saeflow.plain_types import Match
 
 SHOWN = 6
 """Features the graph of a chain is grown from, at most: a third each carried, born late and lost early."""
@@ -209,16 +209,14 @@ def _step_row(
     after = pairs.get((step, step + 1))
     carried = born = lost = drift = there = None
     if before is not None:
-        best = before.backward.best[np.isfinite(before.backward.best)]
+        best = before.backward.known
         kept = best[best >= line]
         carried, born = len(kept), len(best) - len(kept)
         drift = float(np.degrees(np.arccos(kept.clip(-1, 1))).mean()) if len(kept) else None
     if after is not None:
-        best = after.forward.best[np.isfinite(after.forward.best)]
-        lost = int((best < line).sum())
+        lost = int((after.forward.known < line).sum())
     if step < n - 1:
-        best = pairs[step, n - 1].backward.best
-        there = float(np.mean(best[np.isfinite(best)] >= line))
+        there = float(np.mean(pairs[step, n - 1].backward.known >= line))
     mcc = (None if before is None else before.pw_mcc, pairs[step, n - 1].pw_mcc if step < n - 1 else None)
     own = dictionaries[step]
     return (step, own.name, own.dictionary.n_features, carried, born, lost, drift, *mcc, there)

@@ -31,7 +31,7 @@ from saeflow.comparison.settings import ComparisonSettings
 from saeflow.ids import Site
 from saeflow.labels.words import FeatureWords
 from saeflow.matching.calibration import draw_null
-from saeflow.matching.methods import EdgeEnd, Rows, assigned, best_rows_both, rows_of
+from saeflow.matching.methods import EdgeEnd, Rows, assigned, best_rows_both, rows_of, sides_of
 from saeflow.matching.null import NullDistribution
 from saeflow.matching.permutation import Assignment
 from saeflow.matching.table import cut, p_values
@@ -69,10 +69,12 @@ class ComparedDictionary:
         """The rows that a method compares, at unit norm; zeros for a feature without a direction."""
         if (end, method) not in self._rows:
             rows = rows_of(self.dictionary, end, method, self.projector)
-            # divide by the peak first: the squared norm of tiny or huge rows leaves the range of float32
-            peaks = row_peaks(rows.rows)[:, None]
-            unit = torch.nn.functional.normalize(rows.rows / torch.where(peaks > 0, peaks, 1), dim=1)
-            self._rows[end, method] = rows if method == "cosine" else Rows(rows.site, unit)
+            if method != "cosine":
+                # divide by the peak first: the squared norm of tiny or huge rows leaves the range of float32
+                peaks = row_peaks(rows.rows)[:, None]
+                unit = torch.nn.functional.normalize(rows.rows / torch.where(peaks > 0, peaks, 1), dim=1)
+                rows = Rows(rows.site, unit)
+            self._rows[end, method] = rows
             self.dictionary.unload()
         return self._rows[end, method]
 
@@ -128,6 +130,11 @@ class OneWay:
         """The p-value of the best match, 1 where there is none."""
         null = self.nulls.get(self.kind)
         return np.ones(len(self.best)) if null is None else p_values(null, self.best)
+
+    @property
+    def known(self) -> Float32[np.ndarray, " n_matched"]:
+        """The cosine of the best match, of features that have one."""
+        return self.best[np.isfinite(self.best)]
 
     @property
     def significant(self) -> Bool[np.ndarray, " n"]:
@@ -193,9 +200,8 @@ def match_dictionaries(a: ComparedDictionary, b: ComparedDictionary, settings: C
         InvalidArgument: for an unknown method, or one that needs what a dictionary lacks.
         BadFile: when a tensor of a file is bad.
     """
-    # 1. the rows: the earlier site is the parent, as in an atlas; at the same site A is the child
-    ends = (EdgeEnd.PARENT, EdgeEnd.CHILD) if a.site < b.site else (EdgeEnd.CHILD, EdgeEnd.PARENT)
-    one, other = a.rows(ends[0], settings.method), b.rows(ends[1], settings.method)
+    # 1. the rows
+    one, other = _rows_of_both(a, b, settings)
     # 2. the best matches both ways, by cosine and by |cosine|
     k = max(1, min(settings.k, len(one.rows), len(other.rows)))
     found = best_rows_both(one, other, k, settings.method)
@@ -218,6 +224,12 @@ def match_dictionaries(a: ComparedDictionary, b: ComparedDictionary, settings: C
         turned = Rows(one.site, (one.rows.double() @ q.to(one.rows.device)).float())
         rotated.append(assigned(turned, other, absolute=True).value / n)
     return PairMatches(a, b, ways[0], ways[1], signed, absolute_pairs, n, tuple(rotated), settings)
+
+
+def _rows_of_both(a: ComparedDictionary, b: ComparedDictionary, settings: ComparisonSettings) -> tuple[Rows, Rows]:
+    """The rows of both: the earlier site is the parent, as in an atlas; at the same site A is the child."""
+    (_, first), (_, second) = sides_of((a.site, b.site))
+    return a.rows(first, settings.method), b.rows(second, settings.method)
 
 
 def _nulls(source: Rows, target: Rows, settings: ComparisonSettings) -> dict[str, NullDistribution]:
@@ -265,8 +277,7 @@ def splits(pair: PairMatches) -> list[Split]:
     if not several:
         return []
     # 2. spans: v G^+ v, with G the Gram matrix of the parts and v their products with the feature; zero rows pad
-    ends = (EdgeEnd.PARENT, EdgeEnd.CHILD) if pair.a.site < pair.b.site else (EdgeEnd.CHILD, EdgeEnd.PARENT)
-    one, other = (side.rows(end, pair.settings.method).rows for side, end in zip((pair.a, pair.b), ends, strict=True))
+    one, other = (side.rows for side in _rows_of_both(pair.a, pair.b, pair.settings))
     width, found = one.shape[1], list[Split]()
     for start in range(0, len(several), 512):
         some = several[start : start + 512]

@@ -23,7 +23,7 @@ from saeflow.ids import Site, SiteLike
 from saeflow.labels.folders import words_for
 from saeflow.labels.words import Words
 from saeflow.matching.methods import find_method
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 from saeflow.sources.library import load_dictionaries
 
@@ -76,7 +76,8 @@ def compare(
         progress: Called with (pairs done, pairs in all, the next pair).
 
     Raises:
-        InvalidArgument: for a value out of range, names that do not fit, or a mapping or "all" for more than two.
+        InvalidArgument: for a value out of range, names that do not fit, words of a name that is not compared, or a
+            mapping or "all" for more than two.
         UnknownRelease: when a name is neither a release nor a path.
         UnknownSite: when no sites can be paired, or a mapped one is missing.
         WidthMismatch: when two dictionaries do not write into one stream.
@@ -149,10 +150,13 @@ def _open(
         name if name and plain.count(name) == 1 else f"{letter}:{name}" if name else letter
         for name, letter in zip(plain, letters, strict=True)
     ]
-    return [
-        replace(one, name=name, words=(words or {}).get(name, one.words))
-        for one, name in zip(found, names or own, strict=True)
-    ]
+    words = words or {}
+    if unknown := set(words) - set(own := names or own):
+        raise InvalidArgument(
+            f"there are words for {', '.join(sorted(unknown))}, and compared are {', '.join(own)}. Give words by these "
+            "names."
+        )
+    return [replace(one, name=name, words=words.get(name, one.words)) for one, name in zip(found, own, strict=True)]
 
 
 def _groups(

@@ -17,7 +17,7 @@ from saeflow.labels.folders import TRANSFERRED, read_about, words_for, write_abo
 from saeflow.labels.words import FeatureWords, Words, write_words
 from saeflow.matching.methods import match_pair
 from saeflow.matching.table import mutual as mutual_matches
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import AttentionWriter, Dictionary
 
 

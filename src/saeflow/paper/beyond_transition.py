@@ -6,7 +6,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, only
+from saeflow.paper.frame import Frame, Interval, only
 from saeflow.paper.kinds import DotPanel, DotRow, Drawing, Mark, dots
 from saeflow.paper.style import COLOURS, INK, Medium, Sign
 from saeflow.paper.transition import BASELINES, one_pair
@@ -75,6 +75,9 @@ def difference_sentence(frame: Frame) -> str:
     if found is None:
         return ""
     way = "more" if found.value > 0 else "less"
+    if found.value < 0:
+        low, high = found.ends
+        found = Interval(-found.value, -high, -low, found.n)
     return f"As they are, the best cosine explains {decimal_interval(found, 3)} {way} than the permutation."
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from saeflow.reading import read_json, read_text
 from saeflow.steering.sweep.cells import Cells, confirmed_cells
 from saeflow.steering.sweep.scoring import read_scores
 
+_T = TypeVar("_T")
 ACCEPTANCE: Final = "acceptance.json"
 
 
@@ -65,6 +67,19 @@ class OriginsRun:
         if method not in methods_of(self.seen):
             raise NotMeasured(f"Matching by {method} was not run.")
         return self.seen[method].cat.codes.to_numpy(dtype=np.int64)
+
+
+def once(measure: Callable[[OriginsRun], _T]) -> Callable[[OriginsRun], _T]:
+    """The function, computed once for each run; the result is kept as long as the run is."""
+    kept: WeakKeyDictionary[OriginsRun, _T] = WeakKeyDictionary()
+
+    @wraps(measure)
+    def found(run: OriginsRun) -> _T:
+        if run not in kept:
+            kept[run] = measure(run)
+        return kept[run]
+
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +129,11 @@ class TransitionRun:
 
 @dataclass(frozen=True, eq=False)
 class GraphsRun:
-    """Flow graphs by seed, and the comparison with Table 5 if it was made."""
+    """Flow graphs by seed, the comparison with Table 5 if it was made, and by seed why a file cannot be read."""
 
     graphs: Mapping[str, FlowGraph] = field(default_factory=dict[str, FlowGraph])
     acceptance: Mapping[str, Any] | None = None
+    damaged: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Evidence:
@@ -219,25 +235,27 @@ STAGES: Final = tuple(_READERS)
 
 
 def read_graphs(folder: Path) -> GraphsRun:
-    """The graphs of a folder by seed; files that are not graphs are skipped.
+    """The graphs of a folder by seed; of a file that cannot be read, its name stands for the seed.
 
     Raises:
         NotMeasured: when `acceptance.json` exists but cannot be read.
     """
     graphs: dict[str, FlowGraph] = {}
+    damaged: dict[str, str] = {}
     for path in sorted(folder.glob("*.json")):
         if path.name == ACCEPTANCE:
             continue
         try:
             graph = FlowGraph.from_json(read_text(path))
-        except (OSError, ValueError, BadFile):
+        except (OSError, ValueError, BadFile) as error:
+            damaged[path.stem.replace(".", "/")] = f"{path.name} cannot be read: {error}"
             continue
         graphs.setdefault(str(graph.seed), graph)
     path = folder / ACCEPTANCE
     if not path.is_file():
-        return GraphsRun(graphs)
+        return GraphsRun(graphs, damaged=damaged)
     try:
         data = read_json(path)
     except (OSError, ValueError) as error:
         raise NotMeasured(f"{path.name} cannot be read ({error}).") from None
-    return GraphsRun(graphs, cast("dict[str, Any]", data) if isinstance(data, dict) else None)
+    return GraphsRun(graphs, cast("dict[str, Any]", data) if isinstance(data, dict) else None, damaged)

@@ -58,12 +58,12 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     return drawn
 
 
-def chosen_layers(layers: Sequence[int], most: int = 2) -> tuple[int, ...]:
-    """Layers at even steps through the depth, much as the paper's 8 and 18 of 26."""
-    if len(layers) <= most:
+def chosen_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """Two layers at a third and two thirds of the depth: 8 and 17 of 26, where the paper's figure 12b has 8 and 18."""
+    if len(layers) <= 2:
         return tuple(layers)
-    at = [round((i + 1) * (len(layers) - 1) / (most + 1)) for i in range(most)]
-    return tuple(layers[i] for i in dict.fromkeys(at))
+    at = dict.fromkeys(round(i * (len(layers) - 1) / 3) for i in (1, 2))
+    return tuple(layers[i] for i in at)
 
 
 def _ridge(axes: Axes, base: float, row: FrameRow, group: str, order: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from typing import Final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from saeflow.experiments.groups import PARTS
 from saeflow.experiments.origins_tables import ALPHA, FEWEST_TESTED
 from saeflow.experiments.statistics import GAP, RATE, Tally, mann_whitney, ratio
 from saeflow.ids import Part
-from saeflow.paper.evidence import OriginsRun
+from saeflow.paper.evidence import OriginsRun, once
 from saeflow.paper.frame import GROUPS, Frame, in_order
 from saeflow.paper.kinds import Drawing, heat
 from saeflow.paper.origins import COSINE, MLP, MLP_ATT, OWN_SCORES, SCORES, first_method, share_tested, tests_passed
@@ -60,17 +59,12 @@ def sentence(frame: Frame) -> str:
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
-_TESTS: WeakKeyDictionary[OriginsRun, np.ndarray] = WeakKeyDictionary()
 _PAIRS: Final = list(itertools.combinations(range(8), 2))
 
 
+@once
 def _tested(run: OriginsRun) -> np.ndarray:
-    """Mann-Whitney tests, (cells of data set and layer, pairs of groups, scores): 1 passed, 0 not, NaN untested.
-
-    Three claims use them, so they are computed once per run.
-    """
-    if run in _TESTS:
-        return _TESTS[run]
+    """Mann-Whitney tests, (cells of data set and layer, pairs of groups, scores): 1 passed, 0 not, NaN untested."""
     groups, layer, dataset = run.groups(COSINE), run.seen["layer"].to_numpy(), run.seen["dataset"].to_numpy()
     cells = list(itertools.product(run.datasets, np.unique(layer)))
     passed = np.full((len(cells), len(_PAIRS), len(PARTS)), np.nan)
@@ -82,7 +76,6 @@ def _tested(run: OriginsRun) -> np.ndarray:
             for place, (a, b) in enumerate(_PAIRS):
                 if min(len(values[a]), len(values[b])) >= FEWEST_TESTED:
                     passed[number, place, at] = mann_whitney(values[a], values[b]) < ALPHA
-    _TESTS[run] = passed
     return passed
 
 

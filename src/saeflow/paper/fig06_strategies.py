@@ -11,8 +11,19 @@ from matplotlib.figure import Figure
 from saeflow.experiments.deactivation_tables import CONTROL, TOP_1
 from saeflow.experiments.statistics import GAP
 from saeflow.paper.frame import GROUPS, Frame, FrameRow, only
-from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Line, control_signs, forest, line, measure_tip, reach
-from saeflow.paper.style import ACCENT, MUTED, Medium, colour, layer_axis, nothing, panels, title, value_axis
+from saeflow.paper.kinds import (
+    CHANGE,
+    DEACTIVATED,
+    Drawing,
+    Line,
+    control_signs,
+    forest,
+    line,
+    measure_axis,
+    measure_tip,
+    reach,
+)
+from saeflow.paper.style import ACCENT, MUTED, Medium, colour, layer_axis, nothing, panels, title
 from saeflow.paper.trials import (
     ALIKE,
     WITH_RES,
@@ -53,8 +64,7 @@ def layer_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                     for n, e in zip(layers, series, strict=True)
                 ]
                 line(axes, layers, series, tips, tone=tone, hollow=bool(which))
-            low, high = reach(e for row in frame.records for e in both(row)[i])
-            value_axis(axes, "y", low, min(high, 1.02) if measure is DEACTIVATED else high, unit=measure.unit)
+            measure_axis(axes, measure, *reach(e for row in frame.records for e in both(row)[i]))
             first = number % across == 0
             layer_axis(axes, layers, f"↑ {measure.head} · layer" if first else "")
             if not first:

@@ -10,8 +10,18 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.groups import LABELS
 from saeflow.paper.frame import GROUPS, Frame, Interval
-from saeflow.paper.kinds import CHANGE, DEACTIVATED, Drawing, Measure, control_signs, line, measure_tip, reach
-from saeflow.paper.style import MUTED, Medium, apart, colour, ems, group_signs, panels, value_axis
+from saeflow.paper.kinds import (
+    CHANGE,
+    DEACTIVATED,
+    Drawing,
+    Measure,
+    control_signs,
+    line,
+    measure_axis,
+    measure_tip,
+    reach,
+)
+from saeflow.paper.style import MUTED, Medium, apart, colour, ems, group_signs, panels
 from saeflow.paper.trials import (
     SINGLES,
     WITH_RES,
@@ -72,7 +82,7 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
                 doses.update(rows)
                 everything += found
         low, high = reach(everything, least=0.001 if measure is LOSS else 0.05)
-        value_axis(axes, "y", low, min(high, 1.02) if measure is DEACTIVATED else high, unit=measure.unit)
+        measure_axis(axes, measure, low, high)
         axes.axvline(1, color=MUTED, lw=ems(0.07), ls=(0, (2, 2)), zorder=1)
         if low < 0:
             axes.axhline(0, color=MUTED, lw=ems(0.07), zorder=1)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import Tally, known_mean, ratio
 from saeflow.paper.evidence import SteeringRun
-from saeflow.paper.frame import Frame, FrameRow, Interval
+from saeflow.paper.frame import Frame, FrameRow, Interval, best
 from saeflow.paper.kinds import Drawing, line, mark, reach
 from saeflow.paper.steering import (
     ACTIVATE,
@@ -23,7 +23,6 @@ from saeflow.paper.steering import (
     BETTER,
     MULTI,
     SUPPRESS,
-    best,
     by_value,
     dashed,
     default_of,
@@ -33,6 +32,7 @@ from saeflow.paper.steering import (
     in_any_theme,
     look,
     methods,
+    of_blocks,
     of_themes,
     over_themes,
     place,
@@ -249,9 +249,7 @@ def _at_ends(run: SteeringRun) -> tuple[Tally, list[list[float]], float]:
         layers.append([float(layer) for layer in common])
     if not blocks:
         raise NotMeasured("Single layers were steered at fewer than two layers or two values of r.")
-    most = max(len(block[0]) for block in blocks)
-    padded = [np.pad(b, ((0, 0), (0, most - b.shape[1]), (0, 0)), constant_values=np.nan) for b in blocks]
-    tally = grid.tally(np.stack(padded))
+    tally = of_blocks(grid, blocks)
     return tally, layers, float(tally.sums[..., 1].sum())
 
 

@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import ratio
 from saeflow.paper.evidence import SteeringRun
-from saeflow.paper.frame import Frame, Interval
+from saeflow.paper.frame import Frame, Interval, best
 from saeflow.paper.kinds import Drawing, line, point, reach
 from saeflow.paper.steering import (
     ACTIVATE,
     BETTER,
     MULTI,
     SUPPRESS,
-    best,
     by_value,
     dashed,
     default_of,
@@ -29,6 +28,7 @@ from saeflow.paper.steering import (
     look,
     method_signs,
     methods,
+    of_blocks,
     of_themes,
     over_themes,
     plain,
@@ -207,10 +207,11 @@ def claim_steady(run: SteeringRun) -> list[ClaimNumber]:
                 blocks.append(np.stack([one, two]))
         if not blocks:
             raise NotMeasured(f"{other} and cumulative were not both run at several r.")
-        tally = run.grid.tally(np.stack(blocks))  # (samples, themes, methods, r)
+        tally = of_blocks(run.grid, blocks)  # (samples, themes, methods, r)
 
         def spread(x: np.ndarray) -> np.ndarray:
-            wide = ratio(x).max(-1) - ratio(x).min(-1)
+            means = ratio(x)
+            wide = np.fmax.reduce(means, -1) - np.fmin.reduce(means, -1)  # a theme may have fewer r
             return (wide[..., 0] - wide[..., 1]).mean(-1)
 
         words = f"spread of the score over r of {other} less that of cumulative"

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from saeflow.experiments.statistics import GAP, RATE, Tally, known_mean
-from saeflow.paper.evidence import OriginsRun
+from saeflow.paper.evidence import OriginsRun, once
 from saeflow.paper.frame import GROUPS, Frame, most
 from saeflow.paper.kinds import Drawing, heat
 from saeflow.paper.origins import ATT, COSINE, RES_ATT, first_method, short
@@ -60,6 +60,7 @@ def sentence(frame: Frame) -> str:
 _BLOCKS: Final = 500
 
 
+@once
 def _contexts(run: OriginsRun) -> Tally:
     """Sums by block of features, (8, 9): observations of group a by the group b of another, and all of group a.
 

@@ -52,27 +52,6 @@ def groups_sentence(frame: Frame) -> str:
     return f"The share from nowhere is {listed(phrases)} of the same features." if phrases else ""
 
 
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-
-def claim_more(trials: pd.DataFrame) -> list[ClaimNumber]:
-    """Top-5 finds an active predecessor for more targets, and more combined groups, RES & MLP above all."""
-    first, five = (per_target(trials, name) for name in (TOP_1, TOP_5))
-    pairs = {
-        "targets with an active predecessor": GROUPS[1:],
-        "targets in combined groups": COMBINED,
-        "targets in From RES & MLP": ["RES & MLP"],
-    }
-    found: list[ClaimNumber] = []
-    for what, wanted in pairs.items():
-        own = [targets["group"].isin(wanted).astype(float) for targets in (five, first)]
-        tally, n = over_targets(first, *own), len(first)
-        estimate = tally.estimate(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
-        beside = " against ".join(in_percent(float(column.mean())) for column in own)
-        found.append(ClaimNumber(f"{what} by top-5 less those by top-1", estimate, ABOVE_0, beside=beside))
-    return found
-
-
 def new_group_figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Draw what becomes of a target of each group when some of its predecessors are removed (fig. 15b)."""
     groups = frame.groups()
@@ -125,6 +104,24 @@ def _became(frame: Frame, group: str, outcome: str) -> FrameRow:
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def claim_more(trials: pd.DataFrame) -> list[ClaimNumber]:
+    """Top-5 finds an active predecessor for more targets, and more combined groups, RES & MLP above all."""
+    first, five = (per_target(trials, name) for name in (TOP_1, TOP_5))
+    pairs = {
+        "targets with an active predecessor": GROUPS[1:],
+        "targets in combined groups": COMBINED,
+        "targets in From RES & MLP": ["RES & MLP"],
+    }
+    found: list[ClaimNumber] = []
+    for what, wanted in pairs.items():
+        own = [targets["group"].isin(wanted).astype(float) for targets in (five, first)]
+        tally, n = over_targets(first, *own), len(first)
+        estimate = tally.estimate(lambda x: (x[:, 0] - x[:, 1]) / x[:, 2], n=n, span=GAP, sizes=tally.sums[:, 2])
+        beside = " against ".join(in_percent(float(column.mean())) for column in own)
+        found.append(ClaimNumber(f"{what} by top-5 less those by top-1", estimate, ABOVE_0, beside=beside))
+    return found
 
 
 def claim_equal(trials: pd.DataFrame) -> list[ClaimNumber]:

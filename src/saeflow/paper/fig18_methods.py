@@ -26,7 +26,7 @@ _SHAPES = ("o", "D", "s", "^")
 def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
     """Draw groups under each matching method by data set (fig. 18), marking data sets new to the Pearson tables."""
     datasets, groups = in_order(frame.distinct("dataset"), (ALL,)), frame.groups()
-    out = {r.words("dataset") for r in frame.records if r.words("in_distribution") in {"False", "0"}}
+    out = _new_to_pearson(frame)
     shapes = {method: _SHAPES[i % len(_SHAPES)] for i, method in enumerate(frame.distinct("method"))}
     found = frame.lookup("dataset", "group", "method")
     close = 0.45  # spacing of the methods in a group, in rows
@@ -54,9 +54,14 @@ def sentence(frame: Frame) -> str:
     text = _nowhere_by_method(frame, every_of(frame))
     if not text:
         return ""
-    out = [r.words("dataset") for r in frame.records if r.words("in_distribution") == "False"]
-    new = "".join(f" On {d}, new to Pearson: {listed(_nowhere_by_method(frame, d))}." for d in dict.fromkeys(out))
+    new = "".join(f" On {d}, new to Pearson: {listed(_nowhere_by_method(frame, d))}." for d in _new_to_pearson(frame))
     return f"The share from nowhere is {listed(text)}.{new}"
+
+
+def _new_to_pearson(frame: Frame) -> tuple[str, ...]:
+    """The data sets that the Pearson tables were not made on."""
+    out = (r.words("dataset") for r in frame.records if r.words("in_distribution") in {"False", "0"})
+    return tuple(dict.fromkeys(out))
 
 
 def _nowhere_by_method(frame: Frame, dataset: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from saeflow.paper.evidence import TransitionRun
-from saeflow.paper.frame import Frame, in_order, only
+from saeflow.paper.frame import Frame, best, in_order, only
 from saeflow.paper.kinds import DotPanel, DotRow, Drawing, Mark, dots
 from saeflow.paper.style import INK, Medium
 from saeflow.paper.transition import (
@@ -19,7 +19,6 @@ from saeflow.paper.transition import (
     TONES,
     applied_signs,
     baselines_beside,
-    best_row,
     less,
     map_words,
     one_pair,
@@ -67,9 +66,9 @@ def figure(frame: Frame, medium: Medium, caption: str) -> Figure:
 def sentence(frame: Frame) -> str:
     """The best cosine against the best permutation, each in the units that suit it, and the effect of folding."""
     here = one_pair(frame)
-    cosine = best_row(here.where(method="cosine top-1"))
+    cosine = best(here.where(method="cosine top-1").records, "ev")
     names = [name for name in here.where(kind="matching").distinct("method") if name.startswith("permutation")]
-    tops = [row for name in names if (row := best_row(here.where(method=name))) is not None]
+    tops = [row for name in names if (row := best(here.where(method=name).records, "ev")) is not None]
     top = max(tops, key=lambda row: row.number("ev") or 0.0) if tops else None
     if cosine is None or top is None:
         return ""

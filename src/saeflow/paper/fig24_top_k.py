@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.paper.evidence import TransitionRun
-from saeflow.paper.frame import Frame, FrameRow, Interval, only
+from saeflow.paper.frame import Frame, FrameRow, Interval, best, only
 from saeflow.paper.kinds import Drawing, point, tip
 from saeflow.paper.style import DASHES, DOTS, MUTED, Medium, Sign, ems, nothing, panels, title, value_axis
 from saeflow.paper.transition import (
@@ -21,7 +21,6 @@ from saeflow.paper.transition import (
     TONES,
     applied_signs,
     baselines_beside,
-    best_row,
     explained,
     less,
     map_words,
@@ -104,7 +103,7 @@ def sentence(frame: Frame) -> str:
     here = one_pair(frame)
     phrases: list[str] = []
     for product in (name for name in here.distinct("weights") if name.startswith("W_dec")):
-        row = best_row(here.where(weights=product))
+        row = best(here.where(weights=product).records, "ev")
         if row is not None:
             phrases.append(f"{product} is best with {_setting(row)}: {shown_as(row)}")
     if not phrases:

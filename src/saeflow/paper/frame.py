@@ -171,6 +171,12 @@ def only(frame: Frame, **where: str) -> FrameRow:
     return next(iter(frame.where(**where).records), FrameRow({}))
 
 
+def best(rows: Iterable[FrameRow], column: str = "score") -> FrameRow | None:
+    """The row with the highest number in a column, the first of ties; None if no row has one."""
+    known = [row for row in rows if row.number(column) is not None]
+    return max(known, key=lambda row: row.number(column) or 0.0, default=None)
+
+
 def most(rows: Iterable[FrameRow], column: str = "n") -> float:
     """The largest number in a column; 0 if there is none."""
     return max((row.number(column) or 0.0 for row in rows), default=0.0)

@@ -291,6 +291,11 @@ def forest(
     return dots(shown, medium, caption, signs=signs, least=20.0)
 
 
+def measure_axis(axes: Axes, measure: Measure, low: float, high: float) -> None:
+    """Set the vertical axis of a measure; shares end a little above 100 %."""
+    value_axis(axes, "y", low, min(high, 1.02) if measure is DEACTIVATED else high, unit=measure.unit)
+
+
 def measure_tip(name: str, found: Interval, measure: Measure) -> str:
     """The tooltip of a number."""
     return f"{name}: {measure.text(found)} {measure.head}" + ("" if found.n is None else f", n = {count(found.n)}")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from saeflow.experiments.results import SummaryTable
-from saeflow.paper.frame import Frame, FrameRow
-from saeflow.paper.steering import MULTI, SUPPRESS, best, look, of_methods, setting
+from saeflow.paper.frame import Frame, FrameRow, best
+from saeflow.paper.steering import MULTI, SUPPRESS, look, of_methods, setting
 from saeflow.paper.words import decimal, decimal_interval
 from saeflow.report.document import render
 from saeflow.report.tokens import visible

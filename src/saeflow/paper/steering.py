@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeflow.experiments.statistics import LEVEL, Estimate
+from saeflow.experiments.statistics import LEVEL, Estimate, Tally
 from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
 from saeflow.paper.kinds import DotPanel, DotRow, dots, tip
 from saeflow.paper.style import COLOURS, DASHES, INK, MUTED, Medium, Sign, ems, nothing
@@ -142,12 +142,6 @@ def score_tip(row: FrameRow, found: Interval, what: str = "score") -> str:
     return f"{name}: {what} {decimal_interval(found)}" + ("" if found.n is None else f", n = {count(found.n)}")
 
 
-def best(rows: Iterable[FrameRow], column: str = "score") -> FrameRow | None:
-    """The row with the highest score, the first of ties; None if no row has a score."""
-    known = [row for row in rows if row.number(column) is not None]
-    return max(known, key=lambda row: row.number(column) or 0.0, default=None)
-
-
 def of_methods(rows: Iterable[FrameRow], *names: str) -> list[FrameRow]:
     """The rows of these methods at the setting chosen for them, without those at the layer with most starts."""
     return [row for row in rows if row.words("method") in names and row.words("choice") != "start layer"]
@@ -260,6 +254,13 @@ def by_value(cells: Cells, theme: str, direction: str, method: str) -> dict[floa
     found = find(cells, theme, direction, method)
     order = sorted(found["value"].unique().tolist(), reverse=direction == SUPPRESS)
     return {value: cells.crossfit(found.index[found["value"] == value]) for value in order}
+
+
+def of_blocks(cells: Cells, blocks: Sequence[np.ndarray]) -> Tally:
+    """A tally with one block for each theme, (n, m, samples); where m is less than in others, scores are unknown."""
+    most = max(block.shape[1] for block in blocks)
+    padded = [np.pad(b, ((0, 0), (0, most - b.shape[1]), (0, 0)), constant_values=np.nan) for b in blocks]
+    return cells.tally(np.stack(padded))
 
 
 def over_themes(

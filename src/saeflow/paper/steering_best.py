@@ -11,13 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from saeflow.paper.evidence import SteeringRun
-from saeflow.paper.frame import Frame, FrameRow
+from saeflow.paper.frame import Frame, FrameRow, best
 from saeflow.paper.kinds import DotRow, Drawing, Mark
 from saeflow.paper.steering import (
     BETTER,
     MULTI,
     MethodKey,
-    best,
     find,
     key_name,
     look,

@@ -7,14 +7,13 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from saeflow.paper.frame import Frame, FrameRow, Interval, in_order
+from saeflow.paper.frame import Frame, FrameRow, Interval, best, in_order
 from saeflow.paper.kinds import DotRow, Drawing, Mark, chance, line, reach
 from saeflow.paper.steering import (
     LOOKS,
     MULTI,
     SUPPRESS,
     MethodKey,
-    best,
     dashed,
     default_of,
     key_name,

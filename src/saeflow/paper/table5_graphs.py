@@ -69,6 +69,8 @@ def claim_layer_17(run: GraphsRun) -> list[ClaimNumber]:
 
 
 def _graph(run: GraphsRun, seed: str) -> FlowGraph:
+    if seed in run.damaged:
+        raise NotMeasured(run.damaged[seed])
     if seed not in run.graphs:
         raise NotMeasured(f"No graph was grown from {seed}: it needs the weights of Gemma Scope.")
     return run.graphs[seed]

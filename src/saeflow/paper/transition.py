@@ -47,12 +47,6 @@ def one_pair(frame: Frame) -> Frame:
     return frame.where(pair=ALL if ALL in pairs else pairs[0]) if pairs else frame
 
 
-def best_row(frame: Frame, column: str = "ev") -> FrameRow | None:
-    """The row with the highest explained variance; None if no row has one."""
-    known = [row for row in frame.records if row.number(column) is not None]
-    return max(known, key=lambda row: row.number(column) or 0.0) if known else None
-
-
 def shown_as(row: FrameRow | None) -> str:
     """The explained variance of a row with its interval; empty for a gap."""
     found = row.estimate("ev") if row is not None else None

@@ -175,8 +175,7 @@ def per_target(trials: pd.DataFrame, strategy: str, *, control: bool = False) ->
     Raises:
         NotMeasured: when the strategy was not run.
     """
-    if strategy != CONTROL:
-        of_strategy(trials, strategy)
+    of_strategy(trials, strategy)
     found = outcomes(trials, strategy, control=control)
     if found is not None:
         return found
@@ -196,10 +195,10 @@ def on_same_targets(
 ) -> ClaimNumber:
     """Rate of strategy a less that of strategy b on the same targets.
 
-    `scope` selects the targets, by default those for which both name a predecessor. b may be "active control", the
-    control of the first strategy.
+    `scope` selects the targets, by default those for which both name a predecessor. b may be "active control": the
+    control of a.
     """
-    one, two = per_target(trials, a), per_target(trials, b)
+    one, two = per_target(trials, a), per_target(trials, a if b == CONTROL else b, control=b == CONTROL)
     where = one["deactivated"].notna() & two["deactivated"].notna()
     where &= one["named"] & two["named"] if scope is None else scope
     words = f"rate of {a} less that of {b} on the same targets"

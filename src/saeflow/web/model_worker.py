@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -18,7 +19,7 @@ from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Site
 from saeflow.labels.words import Words
 from saeflow.matching.atlas import Atlas
-from saeflow.prompt_graph import PromptGraph, Pruning
+from saeflow.prompt_graph import Fidelity, PromptGraph, Pruning
 from saeflow.prompt_graph.fidelity import measure_fidelity
 from saeflow.prompt_graph.trace import trace_text
 from saeflow.sources.activity import site_states
@@ -30,13 +31,16 @@ from saeflow.steering.judges.offline import OfflineJudge, pack_background
 from saeflow.steering.metrics import losses
 from saeflow.steering.plan import SteeringDirection, SteeringPlan
 from saeflow.steering.theme import Theme
-from saeflow.web.limits import MOST_NODES, printable
+from saeflow.web.limits import MOST_NODES, MOST_TOKENS, printable
 from saeflow.web.model_thread import Line
 from saeflow.web.requests import DeactivateBody, SteerBody, TextBody, TraceBody
-from saeflow.web.responses import ActiveFeature, DeactivateResponse, Removal, TextResponse, TokenInfo
+from saeflow.web.responses import ActiveFeature, DeactivateResponse, Removal, TextResponse, TokenInfo, ms_since
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 Put = Callable[[Line], None]
+_Prompt = tuple[str, int, int, str, str]
+"""What a prompt graph is traced from: text, token, tokens before it, target, and the token taken off it."""
 
 KEPT_BYTES: Final = 8 << 30
 """If the dictionaries of the requested sites are larger than this together, each is unloaded after use."""
@@ -47,14 +51,14 @@ REFERENCE: Final = 8
 MOST_JUDGES: Final = 32
 """Judges kept, one per theme, prompt and sampling settings."""
 
-MOST_TOKENS: Final = 1024
-"""Tokens read from a text; the rest is cut off."""
-
 MOST_GRAPHS: Final = 4
 """Prompt graphs kept in full, before pruning, because users move the cuts often."""
 
 MOST_SCALES: Final = 1 << 18
 """Features whose label and strongest activation are cached."""
+
+MOST_FIDELITIES: Final = 32
+"""Fidelities kept, one per set of nodes: moving a cut may drop no node, and a drawn graph may be exported."""
 
 RANDOM_GRAPHS: Final = 5
 """Random graphs with which a prompt graph's fidelity is compared."""
@@ -62,17 +66,20 @@ RANDOM_GRAPHS: Final = 5
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A loaded model with the dictionaries of its release."""
+    """A loaded model with the dictionaries of its release. A full cache drops what was made first."""
 
     model: LanguageModel
     dictionaries: DictionarySet
-    _judges: dict[tuple[str, str, Sampling], OfflineJudge] = field(
-        default_factory=dict[tuple[str, str, Sampling], OfflineJudge]
+    _judges: OrderedDict[tuple[str, str, Sampling], OfflineJudge] = field(
+        default_factory=OrderedDict[tuple[str, str, Sampling], OfflineJudge]
     )
-    _traced: dict[tuple[str, int, int, str, str], PromptGraph] = field(
-        default_factory=dict[tuple[str, int, int, str, str], PromptGraph]
+    _traced: OrderedDict[_Prompt, PromptGraph] = field(default_factory=OrderedDict[_Prompt, PromptGraph])
+    _fidelities: OrderedDict[tuple[_Prompt, tuple[str, ...]], Fidelity] = field(
+        default_factory=OrderedDict[tuple[_Prompt, tuple[str, ...]], Fidelity]
     )
-    _scales: dict[FeatureId, tuple[str, float]] = field(default_factory=dict[FeatureId, tuple[str, float]])
+    _scales: OrderedDict[FeatureId, tuple[str, float]] = field(
+        default_factory=OrderedDict[FeatureId, tuple[str, float]]
+    )
 
     @staticmethod
     def load(release: str, model: str, device: str) -> LoadedModel:
@@ -119,7 +126,7 @@ class LoadedModel:
         return TextResponse(
             tokens=[TokenInfo(text=text, id=token) for text, token in zip(texts, ids, strict=True)],
             active=active,
-            took_ms=round(1000 * (time.perf_counter() - start), 2),
+            took_ms=ms_since(start),
         )
 
     def _ranked(
@@ -134,11 +141,9 @@ class LoadedModel:
         for index, place, value in sorted(fires):
             feature = FeatureId(site, index)
             if feature not in self._scales:
-                if len(self._scales) >= MOST_SCALES:
-                    self._scales.clear()
                 known = words.get(feature)
                 peak = max((v for c in known.contexts for v in c.values), default=0.0) if known else 0.0
-                self._scales[feature] = (known.label if known else "", peak)
+                _keep(self._scales, feature, (known.label if known else "", peak), MOST_SCALES)
             label, peak = self._scales[feature]
             share = value / peak if peak > 0 else None
             rows[place].append(ActiveFeature(index=index, value=value, share=share, label=label))
@@ -176,7 +181,7 @@ class LoadedModel:
                 )
                 for row in rows
             ],
-            took_ms=round(1000 * (time.perf_counter() - start), 2),
+            took_ms=ms_since(start),
         )
 
     def trace(self, request: TraceBody, matches: Matches) -> PromptGraph:
@@ -188,9 +193,7 @@ class LoadedModel:
         """
         key = request.text, request.token, request.before, request.target, request.against
         if key not in self._traced:
-            if len(self._traced) >= MOST_GRAPHS:
-                self._traced.clear()
-            self._traced[key] = trace_text(
+            traced = trace_text(
                 request.text,
                 self.dictionaries,
                 token=request.token,
@@ -203,6 +206,7 @@ class LoadedModel:
                 fidelity=False,
                 max_length=MOST_TOKENS,
             )
+            _keep(self._traced, key, traced, MOST_GRAPHS)
         graph = self._traced[key]
         for name, nodes in request.groups.items():
             graph = graph.group(name, nodes)
@@ -211,8 +215,11 @@ class LoadedModel:
             raise InvalidArgument(
                 f"the graph has {len(graph.nodes)} nodes, and no more than {MOST_NODES} are drawn. Raise the effect."
             )
-        measured = measure_fidelity(graph, self.model, self.dictionaries, random_graphs=RANDOM_GRAPHS)
-        return replace(graph, fidelity=measured)
+        drawn = key, tuple(graph.nodes["node"])  # fidelity depends on nothing else
+        if drawn not in self._fidelities:
+            measured = measure_fidelity(graph, self.model, self.dictionaries, random_graphs=RANDOM_GRAPHS)
+            _keep(self._fidelities, drawn, measured, MOST_FIDELITIES)
+        return replace(graph, fidelity=self._fidelities[drawn])
 
     def steer(
         self, request: SteerBody, plan: SteeringPlan, theme: Theme | None, others: Sequence[Theme], put: Put
@@ -284,8 +291,6 @@ class LoadedModel:
         """The cached judge of a prompt's continuations; it has read unsteered ones, and keeps the topics it learns."""
         key = (theme.name, prompt, sampling)
         if key not in self._judges:
-            if len(self._judges) >= MOST_JUDGES:
-                self._judges.clear()
             step = 0
 
             def put_progress(_: Sequence[str]) -> None:
@@ -301,12 +306,19 @@ class LoadedModel:
             background = pack_background(self.dictionaries.name) or [
                 text for other in others if other.name != theme.name for text in other.examples
             ]
-            self._judges[key] = OfflineJudge(background, self._with_losses(prompt, plain))
+            _keep(self._judges, key, OfflineJudge(background, self._with_losses(prompt, plain)), MOST_JUDGES)
         return self._judges[key]
 
     def _with_losses(self, prompt: str, written: Sequence[Generation]) -> list[Judged]:
         found = losses(self.model, prompt, [one.ids for one in written])
         return [Judged(one.text, prompt, loss, one.ids) for one, loss in zip(written, found, strict=True)]
+
+
+def _keep(cache: OrderedDict[_K, _T], key: _K, value: _T, most: int) -> None:
+    """Add to a cache, and drop what was added first if that makes more than `most`."""
+    cache[key] = value
+    if len(cache) > most:
+        cache.popitem(last=False)
 
 
 def _sample(row: int) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from saeflow.flow.scores import HIGH, T_MODULE, T_RES
 from saeflow.steering.schedule import STRENGTH
-from saeflow.web.limits import MOST_FEATURES, MOST_NEW_TOKENS, MOST_PROMPT, MOST_SAMPLES, MOST_TEXT, MOST_TRACED
+from saeflow.web.limits import (
+    MOST_FEATURES,
+    MOST_NEW_TOKENS,
+    MOST_PROMPT,
+    MOST_SAMPLES,
+    MOST_TEXT,
+    MOST_TOKENS,
+    MOST_TRACED,
+)
 
 FEATURE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)/(0|[1-9][0-9]{0,8})$"
 SITE: Final = r"^(0|[1-9][0-9]{0,3})/(att|mlp|res)$"
@@ -98,7 +106,7 @@ class TraceBody(JsonBody):
     """A prompt graph: which features led to the prediction at a token of a text."""
 
     text: Prompt
-    token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
+    token: Annotated[int, Field(ge=0, le=MOST_TOKENS - 1, description="Counted from 0, with the begin-of-text token.")]
     before: Annotated[int, Field(ge=0, le=MOST_TRACED, description="Tokens before it that are traced too.")] = 0
     target: Annotated[str, Field(max_length=60, description="Token that is explained; empty: the likeliest.")] = ""
     against: Annotated[str, Field(max_length=60, description="Token whose logit is taken off the target's.")] = ""
@@ -115,7 +123,7 @@ class DeactivateBody(JsonBody):
     """A residual feature before and after its matched predecessors are removed at a token."""
 
     text: Prompt
-    token: Annotated[int, Field(ge=0, le=1023, description="Counted from 0, with the begin-of-text token.")]
+    token: Annotated[int, Field(ge=0, le=MOST_TOKENS - 1, description="Counted from 0, with the begin-of-text token.")]
     feature: FeatureText
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,11 @@ class ResponseBody(BaseModel):
     """A response body; floats are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def ms_since(start: float) -> float:
+    """The milliseconds since a reading of `time.perf_counter`, as in the fields `took_ms`."""
+    return round(1000 * (time.perf_counter() - start), 2)
 
 
 class Problem(ResponseBody):

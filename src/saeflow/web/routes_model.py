@@ -41,7 +41,15 @@ from saeflow.web.requests import (
     TraceBody,
     TraceExportBody,
 )
-from saeflow.web.responses import DeactivateResponse, ModelInfo, PlanResponse, PlanRow, TextResponse, TraceResponse
+from saeflow.web.responses import (
+    DeactivateResponse,
+    ModelInfo,
+    PlanResponse,
+    PlanRow,
+    TextResponse,
+    TraceResponse,
+    ms_since,
+)
 from saeflow.web.routes_graph import FILES, Explored, file_response, model_info
 from saeflow.web.streams import Outlet, Streamed
 
@@ -204,7 +212,7 @@ def traced(explorer: Explored, body: TraceBody, _: Annotated[QueryParameters, Qu
         legend="".join(legend_html(drawn[0])),
         facts={name: value for name, value in page.facts if name not in {"release", "tokens"}},
         notes=list(graph.notes),
-        took_ms=round(1000 * (time.perf_counter() - start), 2),
+        took_ms=ms_since(start),
     )
 
 
