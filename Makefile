@@ -12,9 +12,10 @@ demo: $(VENV)/.demo
 	mkdir -p build
 	$(BIN)/saeflow demo -o build/demo.html
 
-# One thread a process: small matrices on more threads than cores take many times longer.
+# One thread per process: small matrices on more threads than cores take many times longer. Bytecode is written, since
+# many tests start saeflow as a process of its own.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # The same tests on the newest release of everything that pyproject.toml allows, and on the oldest of what the library
 # itself needs; each in an environment of its own.

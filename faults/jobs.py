@@ -25,7 +25,7 @@ WARM = (
     "experiments.origins_tables",
     "labels.exports",
     "labels.explain",
-    "labels.local",
+    "labels.from_texts",
     "labels.search",
     "matching.build",
     "matching.calibration",

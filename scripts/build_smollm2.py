@@ -27,7 +27,7 @@ from demo_build.card import section
 from demo_build.quality import flow_quality
 from demo_build.texts import copied, runs_of, write_domain
 from saeflow.demo.texts import all_texts, domains
-from saeflow.labels.local import Passage, make_words
+from saeflow.labels.from_texts import Passage, make_words
 from saeflow.matching.build import build_atlas
 from saeflow.matching.calibration import calibrate
 from saeflow.sources.activity import special_tokens

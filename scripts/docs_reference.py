@@ -91,7 +91,7 @@ PAGES: Final = (
         "saeflow.labels",
         "What features stand for.",
         ("saeflow.labels",),
-        ("labels.local", "labels.neuronpedia", "labels.exports", "labels.explain", "labels.search"),
+        ("labels.from_texts", "labels.neuronpedia", "labels.exports", "labels.explain", "labels.search"),
     ),
     Page(
         "comparison",

@@ -420,6 +420,8 @@ def test_output_may_end_early(folder):
 
 def test_the_version_is_printed(run):
     assert run("--version")[1].startswith("saeflow 0.")
+    module = subprocess.run([sys.executable, "-m", "saeflow", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout == run("--version")[1]
 
 
 @pytest.mark.parametrize(

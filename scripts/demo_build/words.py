@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from saeflow.demo.texts import DOMAINS, texts
-from saeflow.labels.local import Passage, make_words
+from saeflow.labels.from_texts import Passage, make_words
 from saeflow.labels.words import FeatureWords, WordsFolder, label_of, write_words
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet

@@ -12,7 +12,7 @@ from saeflow.experiments.origins import observe_origins
 from saeflow.experiments.sampling import Sample
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
-from saeflow.labels.local import make_words
+from saeflow.labels.from_texts import make_words
 from saeflow.labels.words import WordsFolder
 from saeflow.matching.methods import EdgeEnd, check, match, reading_rows
 from saeflow.matching.table import MatchTable

@@ -15,8 +15,8 @@ from saeflow.errors import InvalidArgument, WidthMismatch
 from saeflow.ids import Part, Site
 from saeflow.labels import WordsFolder
 from saeflow.labels.folders import LOCAL, read_about
+from saeflow.labels.from_texts import CONTROLS, QUARTERS, Passage, controls_path, lens_scale, make_words
 from saeflow.labels.gather import BINS, PRIOR, SLOTS, FeatureStatistics, ranks
-from saeflow.labels.local import CONTROLS, QUARTERS, Passage, controls_path, lens_scale, make_words
 from saeflow.labels.words import AFTER, BEFORE
 from saeflow.sources.activations import JumpReLU, ReLU
 from saeflow.sources.architectures import Tap
@@ -252,7 +252,7 @@ def test_neither_memory_nor_checkpoints_change_the_words(model, dictionaries, te
     apart = make_words(
         model, dictionaries, texts, tmp_path / "apart", texts_at_once=8, sites_at_once=1, checkpoint_seconds=0
     )
-    monkeypatch.setattr("saeflow.labels.local.AT_ONCE", N * 40)
+    monkeypatch.setattr("saeflow.labels.from_texts.AT_ONCE", N * 40)
     some = make_words(model, dictionaries, texts, tmp_path / "some", texts_at_once=8)
     words = [{k: v for k, v in told_of(out).items() if k != "about.json"} for out in (once, apart, some)]
     assert len(words[0]) == 6
@@ -336,9 +336,9 @@ def test_relu_features_have_words_too(model, texts, tmp_path):
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from tests.labels.test_local import ATT, MLP, RES, dictionary
+from tests.labels.test_from_texts import ATT, MLP, RES, dictionary
 from tests.sources.tiny_models import tiny_model
-from saeflow.labels.local import make_words
+from saeflow.labels.from_texts import make_words
 import numpy as np
 
 def progress(done, total, now):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from saeflow.experiments.sampling import Dataset
     from saeflow.labels import FeatureWords
     from saeflow.labels.explain import Explanation
-    from saeflow.labels.local import Passage
+    from saeflow.labels.from_texts import Passage
     from saeflow.labels.search import Hit
     from saeflow.llm.endpoint import Secret
 
@@ -160,7 +160,7 @@ def labels_make(
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.labels import WordsFolder
     from saeflow.labels.folders import LOCAL, words_folder
-    from saeflow.labels.local import make_words
+    from saeflow.labels.from_texts import make_words
     from saeflow.sources.library import load_dictionaries
 
     dictionaries = load_dictionaries(release, device=language_model.device)
@@ -207,7 +207,7 @@ class _Passages:
     seed: int
 
     def __iter__(self) -> Iterator[Passage]:
-        from saeflow.labels.local import Passage
+        from saeflow.labels.from_texts import Passage
 
         texts = (itertools.islice(dataset.read(self.seed), self.n) for dataset in self.datasets)
         for turn in itertools.zip_longest(*texts):

@@ -18,7 +18,7 @@ from saeflow.errors import BadFile, InvalidArgument, UnknownSite
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.build import other_weights
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.activity import TextBatch, text_batches
 from saeflow.sources.dictionary import Dictionary, prepend_bos_of
 from saeflow.sources.model import LanguageModel

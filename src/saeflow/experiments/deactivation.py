@@ -38,7 +38,7 @@ from saeflow.experiments.sampling import Sample, generator
 from saeflow.experiments.settings import DeactivationSize
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.interventions import Rescale
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

@@ -33,7 +33,7 @@ from saeflow.files import cache_folder
 from saeflow.ids import Part, Site
 from saeflow.matching.atlas import Atlas, open_atlas
 from saeflow.matching.build import refuse_other_weights
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.activity import TextBatch, site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries

@@ -29,7 +29,7 @@ from saeflow.ids import Part, Site
 from saeflow.matching.build import build_atlas, weights_of
 from saeflow.matching.correlation import correlate
 from saeflow.matching.table import MatchTable
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

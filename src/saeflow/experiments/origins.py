@@ -24,7 +24,7 @@ from saeflow.experiments.results import Results, Row, RunRequest, significant, v
 from saeflow.experiments.sampling import Sample
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.activity import site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import write_atomic
+from saeflow.plain_types import Progress
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_json, read_text
-from saeflow.records import Progress
 from saeflow.version import __version__
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.flow.graph import Direction, Edge, End, FlowGraph, Node, Reason
 from saeflow.flow.scores import Scores, Thresholds, evolution
 from saeflow.ids import FeatureId, FeatureLike, Part, Site
-from saeflow.records import Match
+from saeflow.plain_types import Match
 
 
 @runtime_checkable

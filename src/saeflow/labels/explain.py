@@ -28,7 +28,7 @@ from saeflow.labels.questions import ask_fires, ask_label, marked, read_fires, r
 from saeflow.labels.words import Context, FeatureWords, WordsFolder, write_words
 from saeflow.llm.answers import Answers
 from saeflow.llm.endpoint import Endpoint, Messages
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 
 TRIES: Final = 3
 """Maximum times a question is asked until its answer can be read."""

@@ -36,8 +36,8 @@ from saeflow.labels.lines import is_whole
 from saeflow.labels.neuronpedia import CONTEXTS, TOKENS, Source, Sources, frequency_of, lens_of, passage_of
 from saeflow.labels.words import Context, FeatureWords, label_of, words_path, write_words
 from saeflow.patience import LARGEST
+from saeflow.plain_types import Progress
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json, read_bytes
-from saeflow.records import Progress
 
 BUCKET: Final = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
 """Where Neuronpedia keeps its exports."""

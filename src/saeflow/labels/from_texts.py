@@ -49,8 +49,8 @@ from saeflow.labels.words import (
     words_path,
     write_words,
 )
+from saeflow.plain_types import Progress
 from saeflow.reading import SHARD, read_bytes
-from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, encoder_digest, model_digest, site_groups, site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.massive import RATIO, ordinary

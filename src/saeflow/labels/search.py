@@ -33,7 +33,7 @@ from saeflow.errors import InvalidArgument, NoSpace
 from saeflow.files import atomic_file, cache_folder, pack_folder, pack_names, write_error
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels.words import WordsFolder, words_path, words_sites
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 
 INDEX: Final = "search.sqlite"
 VERSION: Final = 3

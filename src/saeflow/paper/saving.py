@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from saeflow.errors import InvalidArgument
@@ -64,10 +65,10 @@ def save(figure: Figure, path: Path, *, dpi: int | None = None) -> Path:
         text = svg_text(figure, alone=True)
         write_atomic(path, text.encode("utf-8", "replace"))
     elif ending == ".png":
-        write_atomic(path, _printed(figure, format="png", dpi=dpi or PAGE.dpi, metadata={"Software": None}))
+        write_atomic(path, _printed(figure, "png", dpi=dpi or PAGE.dpi, metadata={"Software": None}))
     else:
         unsaid = {"Creator": None, "Producer": None, "CreationDate": None}
-        write_atomic(path, _printed(figure, format="pdf", metadata=unsaid))
+        write_atomic(path, _printed(figure, "pdf", metadata=unsaid))
     return path
 
 
@@ -85,7 +86,7 @@ def format_of(path: Path) -> str:
 
 def printed_svg(figure: Figure) -> bytes:
     """The SVG from matplotlib, of which `svg_text` can make several versions: printing is the slow part."""
-    return _printed(figure, format="svg", metadata={"Date": None, "Creator": None})
+    return _printed(figure, "svg", metadata={"Date": None, "Creator": None})
 
 
 def svg_text(
@@ -131,7 +132,7 @@ def stylesheet() -> str:
     return f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
 
 
-def _printed(figure: Figure, **how: Any) -> bytes:
+def _printed(figure: Figure, ending: str, **how: Any) -> bytes:
     into = io.BytesIO()
     for axes in figure.axes:
         for artist in (*axes.lines, *axes.patches, *axes.collections):
@@ -146,7 +147,11 @@ def _printed(figure: Figure, **how: Any) -> bytes:
             x, y, width, height = (round(float(size), 6) for size in axes.get_position().bounds)
             axes.set_position((x, y, width, height))
         figure.set_layout_engine("none")
-        figure.savefig(into, facecolor=PAPER, **how)
+        figure.set_facecolor(PAPER)
+        if ending == "svg":
+            FigureCanvasSVG(figure).print_svg(into, **how)  # `savefig` draws once more, to find a layout
+        else:
+            figure.savefig(into, format=ending, **how)
     return into.getvalue()
 
 

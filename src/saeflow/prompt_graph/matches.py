@@ -21,9 +21,9 @@ import torch
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.direct import DirectMatches
+from saeflow.plain_types import Match, Progress
 from saeflow.prompt_graph.graph import PromptGraph
 from saeflow.prompt_graph.trace import trace_text
-from saeflow.records import Match, Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 

@@ -18,6 +18,7 @@ residual; whether each match is mutual.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -126,6 +127,7 @@ class SiteBlocks:
     def __init__(self, explorer: Explorer, site: Site, counterparts: Counterparts) -> None:
         """Prepare the blocks; `blocks` reads the words. Cards show the `counterparts` of features."""
         self._explorer, self._site, self._counterparts = explorer, site, counterparts
+        self._label = cache(explorer.label)  # many rows are near others
         self.silent: bool | None = None
         self.words: list[bytes] = []
 
@@ -148,7 +150,7 @@ class SiteBlocks:
                 elif not asked:
                     self.silent, asked = silent(self._explorer.words, feature), True
                 self.words.append(json_bytes(None if known is None else self._row(feature, known)))
-                card = feature_facts(self._explorer, feature, known).model_dump(mode="json")
+                card = feature_facts(self._explorer, feature, known, self._label).model_dump(mode="json")
                 found = self._counterparts.get(str(feature))
                 cards.append(card if found is None else card | {"counterparts": found})
             yield f"words-{start // ROWS}", packed(b"[%b]" % b",".join(self.words[start:]))

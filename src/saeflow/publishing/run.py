@@ -10,7 +10,7 @@ from pathlib import Path
 from saeflow.errors import InvalidArgument
 from saeflow.files import file_lock, write_error
 from saeflow.matching.atlas import Atlas, open_atlas
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.web import require_packages
 
 

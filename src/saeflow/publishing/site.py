@@ -29,13 +29,13 @@ from saeflow.flow.graph import FlowGraph
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Site
 from saeflow.matching.atlas import Atlas
+from saeflow.plain_types import Progress
 from saeflow.publishing.blocks import CARD_ROWS, K, MatchBlocks, SiteBlocks
 from saeflow.publishing.counterparts import counterparts
 from saeflow.publishing.finding import WordIndex
 from saeflow.publishing.flows import ROWS
 from saeflow.publishing.packing import packed_json
 from saeflow.reading import read_json
-from saeflow.records import Progress
 from saeflow.version import __version__
 from saeflow.web import limits
 from saeflow.web.app import assets

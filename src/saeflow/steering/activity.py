@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Part, Site
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.activity import ENCODED_AT_ONCE, TextBatch, encoded, site_states
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

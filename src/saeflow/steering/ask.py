@@ -18,7 +18,7 @@ from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, FeatureLike, Part
 from saeflow.labels import words_for
 from saeflow.matching.atlas import Atlas, open_atlas
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.steering.build import PlanRequest, build_plan
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, load_plan
 from saeflow.steering.schedule import STRENGTH, STRENGTH_END, Schedule, ScheduleKind, schedule_from

@@ -23,7 +23,7 @@ from saeflow.flow.trace import Matches
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.labels import Words, no_words
 from saeflow.matching.atlas import Atlas
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.steering.growth import Chosen, Reach, grow, pick, schedule_span, targets, targets_within
 from saeflow.steering.plan import SteeringDirection, SteeringPlan, Step
 from saeflow.steering.schedule import STRENGTH, STRENGTH_END, Linear, Schedule

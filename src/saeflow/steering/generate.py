@@ -41,7 +41,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import Site
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.decoding import check_sampling, complete, sampling_config
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.sources.tokens import Tokens

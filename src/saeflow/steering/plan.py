@@ -52,8 +52,8 @@ from saeflow.errors import BadFile, InvalidArgument, InvalidId
 from saeflow.files import write_atomic
 from saeflow.ids import FeatureId, Site
 from saeflow.interventions import EVERYWHERE, Add, AddVector, Edit, Positions, Rescale, Span, Where
+from saeflow.plain_types import as_html
 from saeflow.reading import parse_json, read_text
-from saeflow.records import as_html
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import FeatureWords, Words, no_words
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

@@ -32,11 +32,10 @@ from typing import Any, Final
 from saeflow.errors import BadFile, InvalidArgument, InvalidId, UnknownRelease, nearest
 from saeflow.ids import FeatureId
 from saeflow.reading import read_toml
-from saeflow.steering.plan import SteeringDirection
 
 _SHIPPED: Final = Path(__file__).parent / "themes"
-LENGTHS: Final = {SteeringDirection.ACTIVATE: 36, SteeringDirection.SUPPRESS: 96}
-"""Default length of a generation, in tokens (B.2, B.1)."""
+LENGTHS: Final = {"activate": 36, "suppress": 96}
+"""Default length of a generation in each `SteeringDirection`, in tokens (B.2, B.1)."""
 
 _KEYS: Final = ("name", "subject", "release", "starts", "examples", "keywords", "note", "subjects", *LENGTHS)
 _TASK_KEYS: Final = ("prompt", "asked", "max_new_tokens")
@@ -260,7 +259,7 @@ def _read_unchanged(path: Path, changed: int) -> Theme:  # noqa: ARG001 - part o
         if not isinstance(table := data[key], dict):
             raise bad(key, f"is {table!r}", "Make it a table with prompt, asked and max_new_tokens")
         known(table, _TASK_KEYS, f"{key}.")
-        length = table.get("max_new_tokens", LENGTHS[SteeringDirection(key)])
+        length = table.get("max_new_tokens", LENGTHS[key])
         if not isinstance(length, int) or isinstance(length, bool):
             raise bad(f"{key}.max_new_tokens", f"is {length!r}", "Give a whole number")
         return Task(text(table, "prompt", f"{key}."), text(table, "asked", f"{key}."), length)

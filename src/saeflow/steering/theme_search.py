@@ -38,7 +38,7 @@ from scipy import stats
 from saeflow.errors import InvalidArgument
 from saeflow.ids import FeatureId, Site
 from saeflow.labels import FeatureWords, Words
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import LanguageModel
 from saeflow.steering.activity import activity

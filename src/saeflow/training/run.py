@@ -23,7 +23,7 @@ from torch import Tensor
 from saeflow.errors import BadFile
 from saeflow.ids import Site
 from saeflow.loggers import Log
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.activity import model_digest
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary

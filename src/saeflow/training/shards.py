@@ -23,8 +23,8 @@ from typing import Any, Final
 from saeflow.engines import Engine, InProcess
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.files import write_atomic
+from saeflow.plain_types import Progress
 from saeflow.reading import read_json
-from saeflow.records import Progress
 from saeflow.sources.formats.sae_lens import CONFIG
 from saeflow.training import checkpoint, record
 from saeflow.training.record import SHARDS, Trained

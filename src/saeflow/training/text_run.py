@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from saeflow.ids import Site
 from saeflow.loggers import Log
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.architectures import Point
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.massive import is_massive, norm_limit

@@ -7,6 +7,7 @@ grow. A graph worth drawing has a few hundred nodes, and growing it reads a few 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,10 +16,13 @@ from saeflow.ids import FeatureId, Site
 from saeflow.labels.words import Context, FeatureWords, Words
 from saeflow.matching.atlas import Atlas
 from saeflow.matching.null import NullDistribution
-from saeflow.records import Match
+from saeflow.plain_types import Match
 
 MOST_TEXT: Final = 4_000
 """Characters of a pasted text."""
+
+MOST_TOKENS: Final = 1024
+"""Tokens read from a text; the rest is cut off."""
 
 MOST_PROMPT: Final = 2_000
 MOST_SAMPLES: Final = 8
@@ -95,6 +99,12 @@ def printable(text: str) -> str:
 def _printable_words(known: FeatureWords | None) -> FeatureWords | None:
     if known is None:
         return None
+    passages = (*known.contexts, *known.spread)
+    texts = [known.label, known.by, *known.tokens, *known.promotes, *known.suppresses]
+    texts += [text for one in passages for text in (*one.tokens, one.source)]
+    with suppress(UnicodeEncodeError):  # nearly all
+        "".join(texts).encode()
+        return known
 
     def contexts(found: Iterable[Context]) -> tuple[Context, ...]:
         return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
@@ -55,6 +56,7 @@ from saeflow.web.responses import (
     SearchResponse,
     SiteInfo,
     ThemeInfo,
+    ms_since,
 )
 from saeflow.web.results import WAITING, ResultsFolder
 
@@ -160,7 +162,7 @@ def search(explorer: Explored, query: Annotated[SearchQuery, Query()]) -> Search
     hits = explorer.finder.find(query.q, query.limit, site)
     return SearchResponse(
         query=query.q,
-        took_ms=_ms_since(start),
+        took_ms=ms_since(start),
         hits=[
             SearchHit(
                 feature=str(hit.feature),
@@ -181,7 +183,7 @@ def graph(explorer: Explored, query: Annotated[GraphQuery, Query()]) -> GraphRes
     start = time.perf_counter()
     drawn = _drawn(explorer, _grown(explorer, query))
     explorer.first_request.set()
-    return GraphResponse(**drawn, took_ms=_ms_since(start))
+    return GraphResponse(**drawn, took_ms=ms_since(start))
 
 
 @router.get("/api/compare")
@@ -202,7 +204,7 @@ def compare(explorer: Explored, query: Annotated[CompareQuery, Query()]) -> Comp
     return CompareResponse.model_validate(
         {
             **drawn,
-            "took_ms": _ms_since(start),
+            "took_ms": ms_since(start),
             "in_a": [str(f) for f in features if f not in other.by_feature],
             "in_b": [str(f) for f in features if f not in one.by_feature],
             "both": [str(f) for f in features if f in one.by_feature and f in other.by_feature],
@@ -256,18 +258,24 @@ def feature(explorer: Explored, query: Annotated[FeatureQuery, Query()]) -> Feat
     )
 
 
-def feature_facts(explorer: Explorer, named: FeatureId, known: FeatureWords | None) -> FeatureFacts:
-    """The part of a feature's card that does not depend on its matches; without words (`known`), the defaults stay."""
+def feature_facts(
+    explorer: Explorer, named: FeatureId, known: FeatureWords | None, label: Callable[[FeatureId], str] | None = None
+) -> FeatureFacts:
+    """The part of a feature's card that does not depend on its matches; without words (`known`), the defaults stay.
+
+    `label` looks up the labels of near rows, in place of `explorer.label`.
+    """
+    label = label or explorer.label
     words: dict[str, Any] = {}
     if known is not None:
         words = {name: getattr(known, name) for name in ("label", "by", "score", "frequency")}
         words |= {name: list(getattr(known, name)) for name in ("tokens", "promotes", "suppresses")}
         for name in ("contexts", "spread"):
-            words[name] = [ContextInfo.model_validate(asdict(context)) for context in getattr(known, name)]
+            words[name] = [ContextInfo.model_validate(one, from_attributes=True) for one in getattr(known, name)]
         if known.histogram is not None:
-            words["histogram"] = HistogramInfo.model_validate(asdict(known.histogram))
+            words["histogram"] = HistogramInfo.model_validate(known.histogram, from_attributes=True)
         near = [(FeatureId(named.site, row), cosine) for row, cosine in known.near]
-        words["near"] = [Neighbour(feature=str(one), label=explorer.label(one), score=c, p=None) for one, c in near]
+        words["near"] = [Neighbour(feature=str(one), label=label(one), score=c, p=None) for one, c in near]
     source = None if explorer.sources is None else explorer.sources.at(named.site)
     page = [] if source is None else [f"{NEURONPEDIA}/{source.model}/{source.id}/{named.index}"]
     return FeatureFacts(
@@ -341,10 +349,6 @@ def _drawn(explorer: Explorer, graph: FlowGraph) -> dict[str, Any]:
         "counts": counts,
         "groups": groups,
     }
-
-
-def _ms_since(start: float) -> float:
-    return round(1000 * (time.perf_counter() - start), 2)
 
 
 @router.get("/api/results")

@@ -35,8 +35,8 @@ from saeflow.experiments.transition.maps import TransitionMap, Units, in_memory,
 from saeflow.experiments.transition.measure import DictionaryPair, Ends, Fitted, squared, sums
 from saeflow.experiments.transition.variants import KEY, fit_path
 from saeflow.files import write_atomic
+from saeflow.plain_types import Progress
 from saeflow.reading import parse_json, safetensors
-from saeflow.records import Progress
 from saeflow.sources.activity import TextBatch, text_batches
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.model import Captured, LanguageModel

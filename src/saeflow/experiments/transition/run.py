@@ -46,7 +46,7 @@ from saeflow.experiments.transition.measure import (
 from saeflow.experiments.transition.variants import MapVariant
 from saeflow.files import write_atomic
 from saeflow.ids import Part, Site
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.sources.activity import encoder_digest, model_digest, text_batches
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import DictionarySet, load_dictionaries

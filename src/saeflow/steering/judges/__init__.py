@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 from saeflow.errors import InvalidArgument
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.theme import Theme
 

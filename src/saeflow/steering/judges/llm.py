@@ -22,7 +22,7 @@ from saeflow.errors import InvalidArgument
 from saeflow.files import cache_folder
 from saeflow.llm.answers import Answers
 from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Messages, Pacing, Secret, is_address, place_of
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.steering.judges import Judged, Score
 from saeflow.steering.judges.rubrics import BadAnswer, Marks, Rubric, rubric_for
 from saeflow.steering.plan import SteeringDirection

@@ -39,7 +39,7 @@ import numpy as np
 
 from saeflow.demo.texts import all_texts, domains, texts
 from saeflow.errors import InvalidArgument
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.steering.judges import HIGHEST, Judged, Score
 from saeflow.steering.judges.topic import WINDOW, Topic, TopicReport, Windows, fit, held_out, windows_of
 from saeflow.steering.metrics import distinct

@@ -27,7 +27,7 @@ from typing import Any
 from saeflow.engines import Engine
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import MANIFEST, Made, Results, Row, RunRequest, significant, versions
-from saeflow.records import Progress
+from saeflow.plain_types import Progress
 from saeflow.steering.generate import Request, Sampling, generate
 from saeflow.steering.judges import Judged
 from saeflow.steering.metrics import distinct, losses

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from saeflow.errors import BadFile, InvalidArgument
 from saeflow.experiments.results import Results, significant
 from saeflow.files import write_atomic
+from saeflow.plain_types import Progress
 from saeflow.reading import PACKED_WRONG, gzip_lines, parse_json
-from saeflow.records import Progress
 from saeflow.steering.judges import HIGHEST, Judge, Judged, Score
 from saeflow.steering.plan import SteeringDirection
 from saeflow.steering.sweep.settings import NONE

@@ -1,0 +1,5 @@
+"""`python -m saeflow` is `saeflow`."""
+
+from saeflow.cli import main
+
+main()
