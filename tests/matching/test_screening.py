@@ -95,7 +95,8 @@ def test_where_int8_cannot_be_multiplied_bfloat16_takes_its_place(monkeypatch, c
     with caplog.at_level(logging.INFO, "saeflow.matching"):
         assert rounded_for(a, b, 1)[0].product == "int8"
         assert not caplog.messages
-        # "meta" stands for any device but the processor
+        # "meta" stands for any device but the processor; it holds no numbers
+        monkeypatch.setattr(screening, "_norms", lambda rows: rows.new_zeros(len(rows)))
         assert {side.product for side in rounded_for(a.to("meta"), b.to("meta"), 1)} == {"bfloat16"}
         monkeypatch.setattr(screening, "_WIDEST", 15)
         assert {side.product for side in rounded_for(a, b, 1)} == {"bfloat16"}
@@ -137,7 +138,16 @@ def test_rows_of_zeros_and_rows_with_one_entry_are_rounded_exactly():
         out = torch.empty(4, 4, dtype=low.written)
         low.multiply(low, slice(None), slice(None), out)
         assert torch.allclose(out.float(), rows**2, rtol=2**-8)
-        assert torch.equal(low.norm.float(), rows.amax(dim=1))
+        assert torch.allclose(low.norm.float(), rows.amax(dim=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e-15, 1.0, 1e18, 1e30, 1e37])
+def test_norms_are_rounded_up_at_every_size(size):
+    rows = size * torch.cat([unit(20, 2304, 3), torch.full((1, 2304), 0.5), torch.eye(2, 2304)])
+    exact = rows.double().norm(dim=1)
+    norms = screening._norms(rows)
+    assert (norms >= exact).all()
+    assert (norms <= exact * (1 + 1e-3)).all()
 
 
 @pytest.mark.gpu

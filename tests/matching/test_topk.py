@@ -165,10 +165,11 @@ def test_a_tile_is_whole_groups_and_holds_every_product_once(m, k):
     assert (block, strip) == (slice(0, 3), slice(0, m))
     whole = torch.sort(lines.products[lines.products > -torch.inf]).values
     assert torch.allclose(whole, torch.sort((a @ b.T).flatten()).values, atol=1e-6)
-    every = torch.arange(lines.n_groups).expand(3, -1)
-    found, places = lines.of_groups(torch.arange(3)[:, None], every)
-    assert torch.equal(found.amax(-1), lines.maxima())
-    assert sorted(places[0].flatten().tolist()) == list(range(lines.products.shape[1]))
+    for lines in (tile.rows(), tile.columns()):
+        n, groups = len(lines.products), torch.arange(lines.n_groups)
+        found = lines.of_groups(torch.arange(n).repeat_interleave(len(groups)), groups.repeat(n)).unflatten(0, (n, -1))
+        assert torch.equal(found.amax(-1), lines.maxima())
+        assert torch.equal(found.transpose(1, 2).flatten(1), lines.products), "number i of group j is at j + i n_groups"
     assert group_size(m, k) >= 1
 
 

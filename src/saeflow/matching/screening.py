@@ -76,8 +76,8 @@ class Rounded:
         product: The kind of product.
         rows: The rows in its format; for float32, the rows as given.
         scale: The factor of every int8 row; None for other kinds.
-        norm: The norm of every row.
-        error: The norm of every row's rounding error.
+        norm: The norm of every row, rounded up.
+        error: The norm of every row's rounding error, rounded up.
     """
 
     product: Product
@@ -96,7 +96,7 @@ class Rounded:
         for top in range(0, n, _BLOCK):
             some = slice(top, top + _BLOCK)
             exact = rows[some]
-            norm[some] = torch.linalg.vector_norm(exact, dim=1, dtype=torch.float64)
+            norm[some] = _norms(exact)
             if own:
                 continue
             if scale is None:
@@ -108,7 +108,7 @@ class Rounded:
                 steps = (exact / scale[some, None]).round_()
                 low[some] = steps
                 rest = exact - steps.mul_(scale[some, None])
-            error[some] = torch.linalg.vector_norm(rest, dim=1, dtype=torch.float64)
+            error[some] = _norms(rest)
         # the residual of int8 has a rounding error itself
         return Rounded(product, low, scale, norm, error + (2 * U32 * norm if scale is not None else 0))
 
@@ -139,6 +139,16 @@ class Rounded:
         rounded = self.norm + self.error
         eps = self.error * norm + rounded * error + 2 * gamma * rounded * (norm + error)
         return (eps * (1 + 1e-6) + TINY).float()
+
+
+def _norms(rows: Float[Tensor, "n d_model"]) -> Float64[Tensor, " n"]:
+    """The norms of rows, rounded up: in float32, which is faster, wherever no square under- or overflows there."""
+    fast = torch.linalg.vector_norm(rows, dim=1)
+    norms = fast.double() * (1 + 2 * (rows.shape[1] + 2) * U32)
+    outside = ~((fast > 1e-15) & (fast < 1e18))
+    if bool(outside.any()):
+        norms[outside] = torch.linalg.vector_norm(rows[outside], dim=1, dtype=torch.float64) * (1 + U32)
+    return norms
 
 
 def widened(
@@ -188,7 +198,8 @@ def rounded_for(
     """Both sides, rounded for the kind of product that is expected to find their `k` best fastest.
 
     The cost of a kind is its product, plus a dot product for every candidate it leaves; candidates are counted for a
-    sample of rows of either side, against all rows of the other. A log line says what was chosen and why.
+    sample of rows of either side, against all rows of the other, before a whole side is rounded. A log line says what
+    was chosen and why.
 
     Raises:
         InvalidArgument: when `product`, or SAEFLOW_PRODUCT, is not a kind of product.
@@ -203,39 +214,44 @@ def rounded_for(
             set_ = "bfloat16"
             _log.info("int8 is not used on %s at width %s: bfloat16 takes its place", a.device.type, a.shape[1])
         return Rounded.of(a, set_), Rounded.of(b, set_)
-    best = Rounded.of(a, "float32"), Rounded.of(b, "float32")
+    best: Product = "float32"
     if min(len(a), len(b)) < SMALLEST or a.device.type not in ("cpu", "cuda"):
-        return best
+        return Rounded.of(a, best), Rounded.of(b, best)
     (n, width), m = a.shape, len(b)
     seconds = product_seconds(a.device, width)
     least, said = seconds["float32"] * n * m * width, list[str]()
-    for kind in sorted(PRODUCTS, key=lambda kind: seconds.get(kind, math.inf)):
-        bare = seconds.get(kind, math.inf) * n * m * width
-        if kind == "float32" or bare >= least or (kind == "int8" and width > _WIDEST):
+    kinds = [kind for kind in PRODUCTS if seconds.get(kind, math.inf) * n * m * width < least]
+    sampled_a, sampled_b = (_sampled(side) for side in (a, b)) if kinds else (a, b)
+    tile_a, tile_b = (sampled_a @ b.T, sampled_b @ a.T if both else None) if kinds else (a, None)
+    for kind in sorted(kinds, key=lambda kind: seconds[kind]):
+        bare = seconds[kind] * n * m * width
+        if bare >= least or (kind == "int8" and width > _WIDEST):
             continue
-        one, other = Rounded.of(a, kind), Rounded.of(b, kind)
-        left = _candidates(one, other, k) * n + (_candidates(other, one, k) * m if both else 0)
+        one, other = Rounded.of(sampled_a, kind), Rounded.of(sampled_b, kind)
+        left = _candidates(tile_a, one, other, k) * n
+        left += _candidates(tile_b, other, one, k) * m if tile_b is not None else 0.0
         whole = bare + seconds["dot"] * width * left
         said.append(f"{kind} {bare:.2g} s and {left / n:.0f} candidates for each feature, {whole:.2g} s in all")
         if whole < least:
-            least, best = whole, (one, other)
+            least, best = whole, kind
     if said:
         _log.info(
             "top %d of %s x %s x %s: %s; float32 %.2g s; chosen: %s",
             *(k, f"{n:,}", f"{m:,}", f"{width:,}", "; ".join(said)),
-            *(seconds["float32"] * n * m * width, best[0].product),
+            *(seconds["float32"] * n * m * width, best),
         )
-    return best
+    return Rounded.of(a, best), Rounded.of(b, best)
 
 
-def _candidates(own: Rounded, other: Rounded, k: int) -> float:
-    """How many products of a row are ranked in float32, on average over a sample of rows."""
-    rows = torch.linspace(0, len(own.rows) - 1, _SAMPLE, device=own.rows.device).long()
-    tile = torch.empty(len(rows), len(other.rows), device=own.rows.device, dtype=own.written)
-    own.multiply(other, rows, slice(None), tile)
-    reached = tile.topk(min(k, tile.shape[1]), dim=1).values[:, -1].float()
-    cut = widened(reached, own.eps(other)[rows], UNIT[own.product], rounded=False)
-    return float((tile > cut[:, None]).sum()) / len(rows)
+def _sampled(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "some d_model"]:
+    return rows[torch.linspace(0, len(rows) - 1, _SAMPLE, device=rows.device).long()]
+
+
+def _candidates(tile: Float[Tensor, "some m"], own: Rounded, other: Rounded, k: int) -> float:
+    """How many products of a sampled row would be ranked in float32, on average, if `other` is like all of its side."""
+    reached = tile.topk(min(k, tile.shape[1]), dim=1).values[:, -1]
+    cut = widened(reached, own.eps(other), UNIT[own.product], rounded=False)
+    return float((tile > cut[:, None]).sum()) / len(tile)
 
 
 # Timing of products on this machine

@@ -188,13 +188,12 @@ class Lines:
             return self.products.unflatten(1, grouped).amax(1)
         return self.products.T.unflatten(0, grouped).amax(0).T
 
-    def of_groups(
-        self, line: Int[Tensor, "*which"], group: Int[Tensor, "*which2"]
-    ) -> tuple[Float[Tensor, "*which3"], Int[Tensor, "*which3"]]:
-        """The products of some groups and their places in the line, with one more axis than `group`."""
-        steps = torch.arange(self.group_size, device=group.device) * self.n_groups
-        places = group[..., None] + steps
-        return self.products[line[..., None].expand_as(places), places], places
+    def of_groups(self, line: Int[Tensor, " found"], group: Int[Tensor, " found"]) -> Float[Tensor, "found group_size"]:
+        """The products of some groups; number i of group j is at place j + i n_groups of its line."""
+        grouped = (self.group_size, self.n_groups)
+        if self.products.stride(1) == 1:
+            return self.products.unflatten(1, grouped)[line, :, group]
+        return self.products.T.unflatten(0, grouped)[:, group, line].T
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,9 +269,10 @@ class _Best:
         line, group = torch.nonzero(~(maxima <= cut[:, None]), as_tuple=True)
         size = max(1, GATHERED // lines.group_size)
         for some_lines, some_groups in zip(line.split(size), group.split(size), strict=True):
-            found, places = lines.of_groups(some_lines, some_groups)
-            which, place = torch.nonzero(~(found <= cut[some_lines, None]), as_tuple=True)
-            chosen, column, score = some_lines[which], places[which, place] + offset, found[which, place].float()
+            found = lines.of_groups(some_lines, some_groups)
+            which, number = torch.nonzero(~(found <= cut[some_lines, None]), as_tuple=True)
+            column = some_groups[which] + number * lines.n_groups + offset
+            chosen, score = some_lines[which], found[which, number].float()
             _merge(best, chosen, column, score)
             self.waiting.append((chosen + block.start, column, score))
             if sum(len(part[0]) for part in self.waiting) > GATHERED:
