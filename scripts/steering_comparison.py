@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +30,7 @@ from scipy import stats
 from demo_build.markdown import table
 from saeflow.cli.options import Cuts
 from saeflow.cli.output import bars
+from saeflow.engines.pool import Pool
 from saeflow.experiments.results import Results
 from saeflow.flow.scores import Thresholds
 from saeflow.ids import FeatureId, Part
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.05, help="the smallest difference of scores that matters")
     parser.add_argument("--ablations", type=int, nargs="?", const=99, default=0, help="the first so many, or all")
     parser.add_argument("--second", default="", help="a model that reads the texts: its loss against coherence")
+    parser.add_argument("--workers", type=int, default=1, help="processes that generate texts")
     parser.add_argument("--dry-run", action="store_true")
     release = parser.parse_known_args()[0].release
     parser.set_defaults(**SIZES[release])
@@ -156,7 +159,7 @@ def main() -> None:
 
     # 2. how long it takes
     n = sum(map(texts_of, designs.values()))
-    minutes = n * seconds_a_text(inputs, themes[0].activate.prompt) / 60
+    minutes = n * seconds_a_text(inputs, themes[0].activate.prompt) / told.workers / 60
     print(f"about {n:,} texts, {minutes:.0f} minutes at the speed of now")
     if told.dry_run:
         return
@@ -170,8 +173,9 @@ def main() -> None:
         make = judge_maker("offline", "", "", inputs.background, (design.grid.samples, design.grid.confirm))
         begun = time.monotonic()
         used = by_effect if MEASURED in name else inputs
-        with bars() as bar:
-            results, _ = run_sweep(used, design, make, out=out / f"sweep-{number}", progress=bar)
+        engine = Pool(told.workers) if told.workers > 1 else None
+        with bars() as bar, engine or nullcontext():
+            results, _ = run_sweep(used, design, make, out=out / f"sweep-{number}", engine=engine, progress=bar)
         summarize_sweep(results.folder)
         print(f"{name or 'all methods'}: {(time.monotonic() - begun) / 60:.1f} minutes")
         folders[name] = results
