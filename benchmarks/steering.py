@@ -14,7 +14,7 @@ batching saves little.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -70,8 +70,9 @@ def steered(world: World, tokens: int) -> None:
 
 def settings(world: World, n: int) -> list[SteeringPlan]:
     """Plans for `n` settings: layers 0 to l of the plan, at various strengths."""
-    layers = world.model.n_layers
-    return [world.plan.at_layers(range(1 + i % layers)).scaled(0.5 + 4 * i / n) for i in range(n)]
+    plan, layers = world.plan, world.model.n_layers
+    upto = [tuple(step for step in plan.steps if step.feature.layer <= i % layers) for i in range(n)]
+    return [replace(plan, steps=steps).scaled(0.5 + 4 * i / n) for i, steps in enumerate(upto)]
 
 
 def requests(plans: list[SteeringPlan], samples: int) -> list[Request]:
