@@ -215,15 +215,17 @@ def rounded_for(
             _log.info("int8 is not used on %s at width %s: bfloat16 takes its place", a.device.type, a.shape[1])
         return Rounded.of(a, set_), Rounded.of(b, set_)
     best: Product = "float32"
-    if min(len(a), len(b)) < SMALLEST or a.device.type not in ("cpu", "cuda"):
+    seconds = dict[str, float]()
+    if min(len(a), len(b)) >= SMALLEST and a.device.type in ("cpu", "cuda"):
+        seconds = product_seconds(a.device, a.shape[1])
+    faster = [kind for kind in PRODUCTS if seconds.get(kind, math.inf) < seconds.get("float32", 0.0)]
+    if not faster:
         return Rounded.of(a, best), Rounded.of(b, best)
     (n, width), m = a.shape, len(b)
-    seconds = product_seconds(a.device, width)
     least, said = seconds["float32"] * n * m * width, list[str]()
-    kinds = [kind for kind in PRODUCTS if seconds.get(kind, math.inf) * n * m * width < least]
-    sampled_a, sampled_b = (_sampled(side) for side in (a, b)) if kinds else (a, b)
-    tile_a, tile_b = (sampled_a @ b.T, sampled_b @ a.T if both else None) if kinds else (a, None)
-    for kind in sorted(kinds, key=lambda kind: seconds[kind]):
+    sampled_a, sampled_b = _sampled(a), _sampled(b)
+    tile_a, tile_b = sampled_a @ b.T, sampled_b @ a.T if both else None
+    for kind in sorted(faster, key=lambda kind: seconds[kind]):
         bare = seconds[kind] * n * m * width
         if bare >= least or (kind == "int8" and width > _WIDEST):
             continue
