@@ -178,7 +178,7 @@ class Inputs:
         named = model_name(names.release, dictionaries, names.model)
         sites = {site for pair in atlas if pair[0].layer in layers and pair[1] < pair[0] for site in pair}
         refuse_other_weights(atlas, dictionaries, sites)
-        model = load_model(named, device=names.device, prepend_bos=names.prepend_bos).as_trained(dictionaries)
+        model = opened_model(names.release, dictionaries, named, device=names.device, prepend_bos=names.prepend_bos)
         return Inputs(names, model, dictionaries, atlas, layers)
 
     def matchings(self, bars: Bars | None = None) -> Matchings:

@@ -279,12 +279,11 @@ class _Asker:
             if new:
                 self._answers.put(keys[place], {"model": self.name, "answer": said})
 
-        kept = {place: answer for place, key in enumerate(keys) if (answer := self._kept(key)) is not None}
-        for place, answer in kept.items():
-            hear(place, answer, new=False)
+        for place, key in enumerate(keys):
+            if (answer := self._kept(key)) is not None:
+                hear(place, answer, new=False)
         for _ in range(TRIES):
-            places = sorted(unread)
-            if places:
+            if places := sorted(unread):
                 self._complete(chat, [asked[place] for place in places], lambda n, said, at=places: hear(at[n], said))
         return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from saeflow.errors import InvalidArgument
-from saeflow.experiments.inputs import model_name
+from saeflow.experiments.inputs import model_name, opened_model
 from saeflow.experiments.sampling import read_texts
 from saeflow.flow.trace import Matches
 from saeflow.ids import Site
@@ -19,7 +19,7 @@ from saeflow.matching.atlas import Atlas
 from saeflow.matching.build import refuse_other_weights
 from saeflow.sources.dictionary import Dictionary
 from saeflow.sources.library import load_dictionaries
-from saeflow.sources.model import LanguageModel, load_model
+from saeflow.sources.model import LanguageModel
 from saeflow.steering.judges.offline import FEWEST
 from saeflow.steering.sweep.scoring import MakeJudge, References
 from saeflow.steering.theme import Theme, load_theme
@@ -159,6 +159,6 @@ def open_inputs(
     refuse_other_weights(matches, dictionaries)
     tables = sorted((str(source), str(target), sha) for (source, target), (_, sha) in matches.files.items())
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:12]
-    loaded = load_model(named, device=device, prepend_bos=prepend_bos).as_trained(dictionaries)
+    loaded = opened_model(release, dictionaries, named, device=device, prepend_bos=prepend_bos)
     made_by = f"{matches.method}, tables {digest}"
     return SweepInputs(loaded, dictionaries, matches, background, release, made_by, batch)
