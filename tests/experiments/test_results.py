@@ -96,6 +96,16 @@ def test_progress_counts_units_and_ends_at_all_of_them(tmp_path) -> None:
     assert told[-1] == (6, 6, "done")
 
 
+def test_what_an_earlier_run_did_is_counted_from_the_first_report(tmp_path) -> None:
+    stopped = start(tmp_path)
+    stopped.run(work)
+    for unit in (1, 4):
+        stopped.shard(unit).unlink()
+    told = []
+    start(tmp_path).run(work, lambda done, total, what: told.append((done, what)))
+    assert told == [(4, "a 1"), (5, "a 4"), (6, "done")]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -363,22 +363,20 @@ class Results:
             Whatever `work` raises.
         """
         engine = engine or InProcess()
-        done, now = 0, ""
+        done, now = self.done, ""  # what an earlier run did is no part of the pace of this one
 
         def tell() -> None:
             if progress:
                 progress(done, self.record.total, now)
 
         def missing() -> Iterator[tuple[int, Row]]:
-            nonlocal done, now
+            nonlocal now
             for number, unit in enumerate(self.units()):
-                if progress:
-                    now = f"{unit['dataset']} {unit['text']}"
-                    tell()
                 if self.shard(number).is_file():
-                    done += 1
-                else:
-                    yield number, unit
+                    continue
+                now = f"{unit['dataset']} {unit['text']}"
+                tell()
+                yield number, unit
 
         for number, (rows, files) in engine.run(
             partial(_bytes_of, work), missing(), name=self.record.request.experiment

@@ -323,6 +323,37 @@ def test_on_a_phone_a_touched_node_opens_below_the_graph(visit, expect):
     assert panel["width"] <= NARROW["width"]
 
 
+def test_a_name_that_is_being_typed_outlives_a_new_answer(visit, expect):
+    page = visit("#text")
+    page.get_by_label("Text", exact=True).fill("The force on the object is equal to the")
+    page.get_by_role("button", name="Read").click()
+    page.get_by_role("button", name="What happened at token 9").click(timeout=60_000)
+    chosen = page.locator("#trace-frame .node.stream").first
+    expect(chosen).to_be_visible(timeout=120_000)
+    chosen.click()
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route(re.compile("/api/trace"), hold)
+    pin = page.get_by_role("button", name="Pin", exact=True)
+    pin.click()
+    expect(page.get_by_role("button", name="Pinned")).to_be_focused()
+    group = page.get_by_label("Group of this node")
+    group.press_sequentially("my ")
+    assert len(held) == 1
+    held.pop().continue_()
+    page.unroute(re.compile("/api/trace"))
+    expect(page.locator(".measured .case")).to_contain_text("pinned", timeout=60_000)
+    expect(group).to_have_value("my ")
+    expect(group).to_be_focused()
+    page.keyboard.type("verbs")
+    page.keyboard.press("Enter")
+    expect(page.locator(".measured .case")).to_contain_text("pinned, my verbs", timeout=60_000)
+    expect(group).to_be_focused()
+
+
 def test_a_token_opens_what_happened_there_and_a_slider_cuts_it(visit, expect):
     page = visit("#text")
     page.get_by_label("Text", exact=True).fill("The force on the object is equal to the")

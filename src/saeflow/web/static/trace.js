@@ -133,6 +133,10 @@ export function traceSheet(grid, info) {
   function read(id) {
     const node = figure.nodes.get(id);
     const panel = $("#panel");
+    const held = measured.dataset.node === nodeOf(id) ? all(".acts :focus", measured)[0] : null;
+    const typing = held?.localName === "input" ? held : null;
+    const caret = [typing?.selectionStart, typing?.selectionEnd];
+    measured.dataset.node = nodeOf(id);
     const pin = h("button", { type: "button", "aria-pressed": String(kept.pins.has(nodeOf(id))) }, kept.pins.has(nodeOf(id)) ? "Pinned ✓" : "Pin");
     pin.title = "A pinned node stays wherever the graph is cut";
     pin.addEventListener("click", () => {
@@ -142,13 +146,14 @@ export function traceSheet(grid, info) {
     });
     const mine = [...kept.groups].find(([, nodes]) => nodes.has(nodeOf(id)))?.[0] ?? "";
     const names = h("datalist", { id: "trace-groups" }, ...[...kept.groups.keys()].map((name) => h("option", { value: name })));
-    const group = h("input", { type: "text", maxlength: 60, value: mine, placeholder: "group…", list: "trace-groups", "aria-label": "Group of this node", title: "Nodes of one group are one supernode in exports" });
-    group.addEventListener("change", () => {
+    const group = h("input", { type: "text", maxlength: 60, value: typing?.value ?? mine, placeholder: "group…", list: "trace-groups", "aria-label": "Group of this node", title: "Nodes of one group are one supernode in exports" });
+    group.addEventListener("input", () => { // at every key: the panel may be made anew while a name is being typed
       for (const [name, nodes] of kept.groups) if (nodes.delete(nodeOf(id)) && !nodes.size) kept.groups.delete(name);
       const name = group.value.trim();
       if (name) kept.groups.set(name, (kept.groups.get(name) ?? new Set()).add(nodeOf(id)));
-      ask();
     });
+    group.addEventListener("keydown", (event) => { if (event.key === "Enter") ask(); });
+    group.addEventListener("blur", () => { if (group.isConnected) ask(); });
     const feature = parseId(id.split("@")[0]) ? id.split("@")[0] : null;
     refill(measured,
       h("header", {}, h("p", { class: "where" }, h("span", { class: "id" }, id), h("span", {}, feature ? `at token ${nodeOf(id).split("@")[1]}` : node.kind)),
@@ -156,7 +161,11 @@ export function traceSheet(grid, info) {
         h("div", { class: "acts" }, pin, node.kind === "logit" ? null : group, names)),
       edgeTable("from", "parent", figure.into.get(id)), edgeTable("to", "child", figure.outOf.get(id)));
     panel.hidden = !feature;
-    side.scrollTop = 0;
+    if (held) {
+      const again = $(`.acts ${held.localName}`, measured);
+      again.focus();
+      if (typing) again.setSelectionRange(...caret);
+    } else side.scrollTop = 0;
     if (feature) readFeature(feature, answer);
   }
 
