@@ -1,5 +1,7 @@
 """Graphs joined, expanded and cut to layers: nothing is invented, nothing of what was asked for is lost."""
 
+from dataclasses import replace
+
 import pytest
 
 from saeflow.errors import InvalidArgument
@@ -134,6 +136,13 @@ def test_layers_cut_off_take_their_edges_and_ends_with_them(planted, atlas):
     assert {end.feature for end in part.ends} <= features(part)
     assert within(graph, None, None) is graph
     assert within(graph, 0, None) == graph == within(graph, None, 5)
+
+
+def test_names_of_steps_outlive_joining_expanding_and_cutting(planted, atlas):
+    steps = tuple(f"checkpoint {n}" for n in range(6))
+    graph = replace(trace(planted.feature(0, 3), atlas), steps=steps)
+    for made in (union([graph]), expand(graph, [graph.seed], atlas, k=1), within(graph, 2, 4)):
+        assert made.layer_name(3) == "checkpoint 3"
 
 
 def test_layers_without_the_seed_are_refused(planted, atlas):

@@ -206,6 +206,7 @@ class FlowGraph:
         thresholds: Thresholds,
         release: str = "",
         p_floor: float | None = None,
+        steps: tuple[str, ...] = (),
     ) -> FlowGraph:
         """Build a graph from nodes, edges and ends in any order; compute the span of its residual nodes."""
         ordered = tuple(sorted(nodes, key=lambda node: node.feature))
@@ -219,6 +220,7 @@ class FlowGraph:
             (min(layers), max(layers)) if layers else None,
             release,
             p_floor,
+            steps,
         )
 
     @cached_property

@@ -127,7 +127,7 @@ def _whole(
         if end.reason is Reason.MODULE_OUTPUT
         or end.feature not in (into if end.direction is Direction.BACKWARD else out_of)
     ]
-    return FlowGraph.of(graph.seed, nodes, edges, kept, graph.thresholds, graph.release, floor)
+    return FlowGraph.of(graph.seed, nodes, edges, kept, graph.thresholds, graph.release, floor, graph.steps)
 
 
 def _edges(feature: FeatureId, target: Site, matches: Matches, k: int) -> list[Edge]:
