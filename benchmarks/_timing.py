@@ -72,15 +72,14 @@ def peak_memory(prepare: Callable[[], Any], act: Callable[[Any], object]) -> flo
 def _watched(prepare: Callable[[], Any], act: Callable[[Any], object], send: Any) -> None:
     made = prepare()
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak: count from here
-    before = _status("VmRSS")
+    before = memory("VmRSS")
     act(made)
-    send.send((_status("VmHWM") - before) / 1024)
+    send.send(memory("VmHWM") - before)
 
 
-def _status(name: str) -> int:
-    """A value from /proc/self/status, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+def memory(name: str = "VmHWM", status: Path = Path("/proc/self/status")) -> float:
+    """A process's memory in MB, by default the peak of this one. Linux only."""
+    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith(name + ":"))
 
 
 def machine() -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from _timing import Row, arguments, show
+from _timing import Row, arguments, memory, show
 from saeflow.flow import Thresholds, trace
 from saeflow.ids import FeatureId, Part, Site
 from saeflow.matching.atlas import flow_pairs, open_atlas
@@ -78,8 +78,7 @@ def build(release: str, out: str, send: Any) -> None:
     """Build an atlas, as the main function of a process: sends progress, then wall time, CPU time and peak MB."""
     start, cpu = time.perf_counter(), time.process_time()
     build_atlas(load_dictionaries(release), out=out, release="chain", progress=lambda done, *_: send.send(done))
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    send.send((time.perf_counter() - start, time.process_time() - cpu, int(peak.split()[1]) / 1024))
+    send.send((time.perf_counter() - start, time.process_time() - cpu, memory()))
 
 
 def matches_alone(release: Path) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from _timing import Row, arguments, show
+from _timing import Row, arguments, memory, show
 
 SUBJECTS = {
     "demo": ("4/res/72", "3/res", "playtime", "“Come,” said the man, and they went."),
@@ -97,8 +97,7 @@ def _wait(words: list[str], folder: str, source: str) -> tuple[float, float, flo
     if code := os.waitstatus_to_exitcode(ended):
         raise SystemExit(f"{shlex.join(words)} ended with exit code {code}:\n{told.read_text()}")
     seconds = time.perf_counter() - began
-    peak = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return seconds, used.ru_utime + used.ru_stime, int(peak) / 1024
+    return seconds, used.ru_utime + used.ru_stime, memory(status=status)
 
 
 def row(command: str, name: str, found: Sequence[Measured]) -> Row:

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from _timing import arguments, machine, show
+from _timing import arguments, machine, memory, show
 from saeflow.demo.texts import DOMAINS, all_texts
 from saeflow.ids import Site
 from saeflow.sources.architectures import Tap
@@ -204,14 +204,13 @@ def timed_run(
         taken = time.process_time() - began
     parts["the rest"] = taken - sum(parts.values())
     quality = done.quality.values()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     send.send(
         {
             "tokens/s": round(tokens / taken),
             **{f"{part}, us a token": round(1e6 * seconds / tokens) for part, seconds in parts.items()},
             "tokens/s of steps": round(tokens / parts["steps"]),
             "measuring of all": round(parts["measuring"] / taken, 3),
-            "peak MB": round(int(peak.split()[1]) / 1024),
+            "peak MB": round(memory()),
             "fve": round(statistics.mean(one.fve for one in quality), 3),
             "l0": round(statistics.mean(one.l0 for one in quality), 1),
             "loss on": max(one.loss_tokens for one in quality),
