@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saeflow.report.tables import as_text
+from saeflow.report.tables import as_text, duration
 
 NAME = "gemma-scope-2-12b-it-transcoders"
 PROSE = "the manners of nineteenth-century novels: visits, balls, letters"
@@ -41,3 +41,8 @@ def test_without_a_terminal_a_row_is_one_line(monkeypatch):
     assert second.split() == ["demo", "demo", "0-5", "-", "768"]
     assert heading.split() == list(ROWS[0])
     assert set(rule.strip()) == {"─"}
+
+
+def test_a_duration_is_in_the_unit_that_people_would_choose():
+    told = [duration(seconds) for seconds in (8, 89, 91, 5300, 5500, 7200, 200_000)]
+    assert told == ["8 s", "89 s", "91 s", "88 min", "92 min", "2.0 h", "2.3 days"]

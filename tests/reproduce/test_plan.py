@@ -13,7 +13,7 @@ import pytest
 from saeflow.experiments.sampling import open_dataset
 from saeflow.reproduce import plan as planning
 from saeflow.reproduce.costs import Costs, Speeds, active_features, measure
-from saeflow.reproduce.plan import Plan, make_plan, time_words
+from saeflow.reproduce.plan import Plan, make_plan
 from saeflow.reproduce.recipe import PaperStage, Recipe, open_recipe
 from saeflow.reproduce.record import RECORD, StageState
 from saeflow.reproduce.run import RunSettings, start
@@ -178,7 +178,3 @@ def test_recipes_are_listed(saeflow):
     assert rows["gemma-2-2b"]["figures and tables"] == 26
     code, _, err = saeflow("reproduce", "gemma")
     assert (code, "there is no recipe 'gemma'" in err) == (2, True)
-
-
-def test_times_are_told_as_people_say_them():
-    assert [time_words(s) for s in (8, 89, 91, 5300, 5500)] == ["8 s", "89 s", "2 min", "88 min", "1.5 h"]

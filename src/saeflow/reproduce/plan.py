@@ -18,6 +18,7 @@ from saeflow.errors import InvalidArgument, SaeflowError
 from saeflow.experiments.sampling import expand, open_dataset
 from saeflow.experiments.sampling import recipes as known_datasets
 from saeflow.ids import Part, Site
+from saeflow.report.tables import duration
 from saeflow.reproduce.costs import ACTIVE, Cost, Costs, Speeds, active_features, has_atlas, measure
 from saeflow.reproduce.machine import is_held, memory
 from saeflow.reproduce.recipe import FROM_WEIGHTS, PaperStage, Recipe, Shape, short
@@ -103,7 +104,7 @@ class Plan:
         own = f"{speeds.passes:,.0f} tokens a second" if speeds.passes else "it is not on this machine"
         measured = f"{speeds.products / 1e9:,.0f} GFLOP/s in products; a pass of the model: {own}"
         space = f"{self.memory / GB:.1f} GB of memory, {self.disk / GB:.1f} GB of disk"
-        whole = f"{time_words(self.seconds)}, {self.download / GB:.1f} GB to fetch, {space}"
+        whole = f"{duration(self.seconds)}, {self.download / GB:.1f} GB to fetch, {space}"
         return [
             f"{self.recipe.title}, into {self.folder}",
             f"measured on {speeds.device}, {speeds.threads} threads: {measured}",
@@ -116,7 +117,7 @@ class Plan:
         return [
             {
                 "stage": one.stage.value,
-                "time": "done" if one.done else time_words(one.cost.seconds),
+                "time": "done" if one.done else duration(one.cost.seconds),
                 "fetch GB": f"{one.download / GB:.1f}",
                 "memory GB": f"{one.cost.memory / GB:.1f}",
                 "disk GB": f"{(one.download + one.cost.disk) / GB:.2f}",
@@ -191,14 +192,6 @@ def make_plan(
         planned.append(PlannedStage(stage, items, download, costs.of(stage), done))
     made = Plan(recipe, folder, speeds, tuple(planned))
     return replace(made, remarks=tuple(_remarks(made, active)))
-
-
-def time_words(seconds: float) -> str:
-    """A duration in seconds, minutes or hours, such as "12 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def model_of(recipe: Recipe) -> str:
