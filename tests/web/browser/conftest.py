@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+PATIENCE = 15_000
+"""Milliseconds until something that does not appear is missed: other processes may keep the cores busy."""
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 420, "height": 860}
 
 
@@ -22,6 +24,14 @@ def browser():
         found = starter.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
         found.close()
+
+
+@pytest.fixture
+def expect(browser):
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    return expect
 
 
 @pytest.fixture(scope="package")
@@ -51,7 +61,7 @@ def visiting(browser, address):
         context = browser.new_context(viewport=options.pop("viewport", WIDE), **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
 
         def said(message):
             expected = refused and "status of 4" in message.text

@@ -15,13 +15,6 @@ FORCE = "3/res/541"
 GRAPH = f"#flow?feature={FORCE}&node={FORCE}"
 
 
-@pytest.fixture
-def expect(browser):
-    from playwright.sync_api import expect
-
-    return expect
-
-
 def ids_of(seed, **cuts):
     graph = trace(FeatureId.parse(seed), open_atlas("demo"), thresholds=Thresholds(**cuts))
     return sorted(str(node.feature) for node in graph.nodes)

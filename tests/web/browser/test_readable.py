@@ -56,13 +56,6 @@ _HEADINGS = """() => Array.from(document.querySelectorAll(".layer-head span:not(
 })"""
 
 
-@pytest.fixture
-def expect(browser):
-    from playwright.sync_api import expect
-
-    return expect
-
-
 def opened(visit, expect, view, **options):
     page = visit(VIEWS[view], **options)
     ready = {"flow": "#panel h2", "compare": ".side-tag", "results": "#results h2"}
