@@ -2,7 +2,8 @@
 
     python scripts/demo_agreement.py          writes docs/agreement.md and docs/images/demo-agreement.svg
 
-Covers all methods that match by weights, and Pearson correlation over 100,000 tokens of the pack's texts.
+Covers all methods that match by weights, and Pearson correlation over at most 100,000 tokens of the pack's held-out
+texts.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ DRAWN = ("permutation", "virtual", "decoder-product-folded", "pearson")
 TOKENS = 100_000
 INTRODUCTION = f"""\
 Written by `python scripts/demo_agreement.py`, on the demo pack. For every residual feature of a layer: does a method
-name the same predecessor as cosine does? Each cell gives the share whose best match is the same, then the share whose
-best match under the method is among the five best by cosine. Features that a one-to-one method leaves without a
-partner, or that never fire, are left out. Folding divides by thresholds, and one threshold at 0/res is not above 0, so
-folded methods have no entry there. Pearson correlations are those of appendix C.4, over at most {TOKENS:,} tokens of
-the pack's texts, excluding special tokens.
+name the same predecessor as cosine does? Each cell gives the share of features whose best match is the same, then the
+share whose best match under the method is among the five best by cosine. Features that a one-to-one method leaves
+without a partner, or that never fire, are left out. Folding divides by thresholds; at 0/res, 1/mlp and 2/mlp one
+threshold is not above 0, so folded methods have no entries there. Pearson correlations are those of appendix C.4, over
+at most {TOKENS:,} tokens of the pack's held-out texts, excluding special tokens.
 """
 
 
@@ -45,7 +46,7 @@ def compared() -> Agreement:
 
 
 def by_layer(rows: list[AgreementRow], part: Part) -> str:
-    """A table with one row per method and one column per layer: share with the same best match / in the top five."""
+    """A table with a row per method and a column per layer: share with the same best match / share in the top five."""
     layers = sorted({row.layer for row in rows if row.part is part})
     shown = [["method", *(f"layer {layer}" for layer in layers)]]
     for method in dict.fromkeys(row.method_a for row in rows):

@@ -3,8 +3,8 @@
     python scripts/demo_transport.py [--work FOLDER]          writes docs/transport.md
 
 Cao et al. 2026 (arXiv 2605.28567) report that it does. This script measures the share of correct matches on planted
-data, agreement with cosine as in docs/agreement.md, and deactivation (section 5.2) on texts that were not used to make
-the tables. A killed run resumes.
+data, agreement with cosine as in docs/agreement.md, and deactivation (section 5.2) on texts that no table was made
+from. A killed run resumes.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ HEAD = """\
 # Semantic optimal transport: does it beat cosine?
 
 Written by `python scripts/demo_transport.py`. Cao et al. 2026 ([arXiv 2605.28567](https://arxiv.org/abs/2605.28567))
-match features by what they fire on: a feature is the distribution of the hidden states that express it, weighted with
-its activation, all distributions lie in one shared space, and their Wasserstein distance is the measure. They report
-that this beats decoder vectors. `saeflow correlate --method transport` does it, with the hidden states of one reference
-site as the shared space; `saeflow.matching.transport` says how. The paper's abstract is all we had: what it leaves open
-is our choice, and the paper's code may do better.
+match features by what they fire on. A feature is the distribution of the hidden states that express it, weighted by its
+activation; all distributions lie in one shared space and are compared by their Wasserstein distance. They report that
+this beats decoder vectors. `saeflow correlate --method transport` implements it, with the hidden states of one
+reference site as the shared space; `saeflow.matching.transport` says how. Only the paper's abstract was available: what
+it leaves open was chosen here, and the paper's own code may do better.
 
 **Here it does not.** On planted data it is right where decoder rows say little or nothing, but so is Pearson
-correlation, which is also better where features fire on much the same tokens, or where a topic rules the hidden state.
-Transport alone works where the two sides saw different tokens. In the demo pack it mostly names what Pearson names, and
-removing its match silences no more features than removing that of cosine. It needs texts, the model, and an assignment
-of 64 tokens to 64 for every candidate. Within one model, match by cosine; by Pearson where rows cannot be compared;
-transport is for sides that share no tokens.
+correlation, which is also better where two features fire on nearly the same tokens, or where a topic dominates the
+hidden state. Only transport does well where the two sides saw different tokens and their rows have drifted. In the demo
+pack it mostly names the same features as Pearson, and removing its match silences no more features than removing that
+of cosine. It needs texts, the model, and an assignment of 64 tokens to 64 for every candidate. Within one model, match
+by cosine, or by Pearson where rows cannot be compared; transport is for sides that share no tokens.
 """
 PLANTED = """\
 ## Planted data
 
-{features} features over {n:,} tokens, at two sites; the share whose best match is the right one, the mean of {seeds}
-seeds. B fires as A does, but for a fifth of its tokens and a third of its strength.
+{features} features over {n:,} tokens, at two sites, A and B. The table gives the share whose best match is the right
+one, the mean of {seeds} seeds. B fires as A does, except that it misses a fifth of the tokens, fires on about as many
+others, and its activations vary by about a third.
 
 | world | |
 |---|---|
 | drift | rows of B at a cosine of about {drift} with those of A |
-| turned stream | rows of B are those of A in a random rotation: what a decoder cosine cannot see |
-| twins | rows drift; features come in pairs of which both fire on nine tokens of ten |
+| turned stream | rows of B are those of A after a random rotation, which a cosine of decoder rows cannot see |
+| twins | rows drift; features come in pairs, whose second feature does what the first does on nine tokens of ten |
 | topics | rows drift; a token has one of twelve topics, whose vector is most of its hidden state |
-| other tokens | rows drift; B was seen on other tokens than A |
+| other tokens | rows drift; B is observed on other tokens than A |
 
 """
 
@@ -126,8 +127,8 @@ def compared(tables: Mapping[str, Tables]) -> str:
         cells = [found[one, other, layer] for layer in layers]
         rows.append([one, other, *(f"{row.same:.2f} / {row.in_top_k:.2f}" for row in cells)])
     told = (
-        "Of residual features and those of the layer before: the share whose best match is the same, then the share "
-        "whose best match is among the other's best five.\n"
+        "Residual features matched with those of the layer before: the share whose best match is the same, then the "
+        "share whose best match is among the other method's best five.\n"
     )
     return f"## Agreement on the demo pack\n\n{told}\n" + table(rows)
 
@@ -160,8 +161,8 @@ def deactivated(inputs: Inputs, tables: Mapping[str, Tables], out: Path) -> str:
         paired.append([first, second, row["scope"], told, f"{row['p']:.2g}", f"{row['n']:,}"])
     said = (
         f"Up to {TEXTS} texts of each domain, five tokens each; the best match in the layer before is removed "
-        "where it is active, and the layer recomputed. The tables of Pearson and transport were made on other texts. "
-        "Brackets are 95 % intervals over texts.\n"
+        "where it is active, and the layer is recomputed. The tables of Pearson and transport were made on other "
+        "texts. Brackets give 95 % intervals over texts.\n"
     )
     return f"## Deactivation on the demo pack\n\n{said}\n{table(rows)}\n{table(paired)}"
 

@@ -2,9 +2,9 @@
 
     python scripts/offline_judge.py          writes docs/offline-judge.md and prints it
 
-For each theme of the pack, its classifier is tested on held-out example texts, against the background and against the
+The classifier of each theme of the pack is tested on held-out example texts, against the background and against the
 examples of other themes. For each prompt, the coherence mark of unsteered samples is compared with that of the same
-samples damaged in known ways. Seeds are fixed.
+samples after damage of known kinds. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ INTRODUCTION = """\
 # The offline judge
 
 Steered text gets two marks from 0 to 5, coherence and behavior (section 4.2). The paper asks gpt-4o-mini for both.
-`OfflineJudge` gives marks of the same names without a key, a network or a second language model:
+`OfflineJudge` gives marks with the same names, without a key, a network or a second language model:
 
-- **coherence** is 5 x probability x variety x length. Probability is e to the power of (m - loss), at most 1: the loss
-  is that of the unsteered model on the text given its prompt, and m is the upper quartile of the losses of unsteered
-  samples of that prompt. Variety penalises repetition: distinct-1, -2 and -3 relative to their 10 % quantiles over
-  unsteered samples, taking the worst of the three. Length lowers the mark of texts that stop before a quarter of the
-  usual length.
-- **behavior** is 5 times the probability, by a logistic regression on TF-IDF of words and pieces of words, that the
-  text is one of the theme's example texts and not one of the background. Both classes have equal weight; the
+- **coherence** is 5 x probability x variety x length, where each factor is at most 1. Probability is e to the power of
+  (m - loss): the loss is that of the unsteered model on the text given its prompt, and m is the upper quartile of the
+  losses of unsteered samples of that prompt. Variety penalises repetition: it is the lowest of distinct-1, -2 and -3,
+  each relative to its 10 % quantile over unsteered samples. Length lowers the mark of texts that stop before a quarter
+  of the usual length.
+- **behavior** is 5 times the probability that the text is one of the theme's example texts rather than one of the
+  background, by a logistic regression on TF-IDF of words and pieces of words. Both classes have equal weight; the
   probability is calibrated on held-out folds.
 
 The judge is deterministic. It learns from example texts, background texts and unsteered samples, and marks those
@@ -50,23 +50,24 @@ samples with classifiers that have not seen them. It never learns from steered t
 ## What it is not
 
 It does not read. A text that names the sea, ships and sails counts as being about sailing, whether or not it makes
-sense; a text about sailing in words that no example uses does not. Its coherence reflects the taste of the unsteered
-model: marks for two models cannot be compared, a text the model itself would write gets full marks however little sense
-it makes, and a rare topic loses marks because its words are less expected. Its marks have not been compared with those
-of people or of a large language model. Use it to compare settings of one model and one theme, look at the samples, and
-where a language model is available, ask one: `LLMJudge` has the paper's rubrics.
+sense; a text about sailing in words that no example uses does not. Its coherence depends on what the unsteered model
+expects: marks for two models cannot be compared, a text that the model itself would write gets full marks even if it
+makes no sense, and a rare topic loses marks because its words are less expected. Its marks have not been compared with
+those of people or of a large language model. Use it to compare settings of one model and one theme, and look at the
+samples. Where a language model is available, use that instead: `LLMJudge` has the paper's rubrics.
 """
 BEHAVIOR = """\
 ## Behavior
 
 Written by `python scripts/offline_judge.py`, on the themes of the demo pack. The background consists of {texts} texts
-from the pack's five domains and {n} unsteered samples of the theme's plain prompt. Windows of example texts are held
-out in five folds. AUC is the probability that such a window gets a higher mark than a window of the background (0.5 is
-chance); Brier is the mean squared error of the probability (0.25 for an uninformed judge with equal class weights);
-calibration is the mean distance between predicted and observed shares over fifths. "Other themes" is the AUC of
-held-out examples against the examples of all other themes, which are not part of the background: it would expose a
-judge that recognises who wrote the examples and not what they are about. A theme that is also a domain of the pack,
-such as python, is harder to tell from its background because part of the background is about it.
+from the pack's five domains and {n} unsteered samples of the theme's plain prompt. Each window of a text is
+judged by a classifier that has not seen the text (five folds). AUC is the probability that a window of an example gets
+a higher mark than a window of the background (0.5 is chance); Brier is the mean squared error of the probability (0.25
+for an uninformed judge, with equal class weights); calibration is the mean distance between predicted and observed
+shares over fifths. "AUC, other themes" is the AUC of held-out examples against the examples of all other themes, which
+are not part of the background: it would expose a judge that recognises who wrote the examples rather than what they are
+about. A theme that is also a domain of the pack, such as python, is harder to tell from its background, because part of
+the background is about it.
 
 The remaining columns are mean marks, 0 to 5: of held-out examples, of the background, of other themes' examples, and of
 fresh unsteered samples of the plain prompt and of the prompt on which the theme is suppressed.
@@ -78,11 +79,11 @@ classes of a theme have equal weight.
 COHERENCE = """\
 ## Coherence
 
-Half of {n} unsteered samples of each prompt are the reference; the others are judged unchanged, and after being
-damaged: tokens replaced by random ones, words put in random order, the first tokens repeated over and over. Loss is in
-nats per token, the mark from 0 to 5, and AUC is the probability that an untouched sample gets a higher mark. The first
-three columns are for the prompt "I think", with 36 tokens; the others are means over the {themes} other prompts, those
-on which themes are suppressed, with 48.
+Half of the {n} unsteered samples of each prompt are the reference. The others are judged unchanged, and after damage:
+tokens replaced by random ones, words put in random order, the first tokens repeated until the end. Loss is in nats per
+token, the mark is from 0 to 5, and AUC is the probability that an unchanged sample gets a higher mark. The first three
+columns are for the prompt "I think", with 36 tokens; the others are means over the {themes} other prompts, those on
+which themes are suppressed, with 48 tokens.
 """
 PLAIN = "I think"
 

@@ -1,7 +1,7 @@
-"""The command line: parse, one call, show. Every command that prints a table takes --json.
+"""The command line: each command parses its options, makes one call and shows the result.
 
-Errors that saeflow raises on purpose are printed as one message, with exit code 2 and no traceback; Ctrl-C is one line
-and exit code 130 at any moment. This file imports nothing large, so that it can see to that while the rest is imported.
+Errors that saeflow raises on purpose are printed as one message, without a traceback, and the exit code is 2. Ctrl-C
+prints one line, and the exit code is 130. This file imports nothing large, so that Ctrl-C is handled during imports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _INTERRUPTED = "saeflow: interrupted"
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for an error that has a message, 130 for Ctrl-C."""
+    """Run the command line; exit with code 2 on an error that saeflow raises on purpose, with 130 on Ctrl-C."""
     interrupt = _Interrupt()
     guarded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if guarded:
@@ -25,7 +25,7 @@ def main() -> None:
 
         run()
     except BaseException as error:
-        # libraries turn a KeyboardInterrupt into errors of their own, such as that of an import
+        # libraries turn a KeyboardInterrupt into other errors, such as an ImportError
         stopped = interrupt.came or isinstance(error, KeyboardInterrupt)
         if not stopped or (isinstance(error, SystemExit) and not error.code):
             raise
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 class _Interrupt:
-    """What Ctrl-C does: raises, as Python does by itself, but ends at once while a module is imported."""
+    """The handler of Ctrl-C: raises KeyboardInterrupt as Python does, but exits at once during an import."""
 
     def __init__(self) -> None:
         self.came = False
@@ -45,7 +45,7 @@ class _Interrupt:
     def __call__(self, _signal: int, frame: FrameType | None) -> None:
         self.came = True
         while frame is not None:
-            # an import can swallow an exception, or make another of it, and it leaves no file half written
+            # an import may swallow or replace an exception; exiting during one leaves no file half written
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
                 os.write(2, f"{_INTERRUPTED}\n".encode())
                 os._exit(130)

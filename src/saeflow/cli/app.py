@@ -1,4 +1,4 @@
-"""The application: its commands, each imported when it is called, its help, and errors as one sentence."""
+"""The application: its commands, which are imported when called, its help, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMMANDS: Final = {
     "training": ("train",),
     "reproduce": ("reproduce",),
 }
-"""The commands of each file."""
+"""The commands in each file."""
 
 GROUPS: Final = {
     ("atlas", "matching"): (
@@ -57,11 +57,11 @@ GROUPS: Final = {
         ("fetch", "make", "show", "search", "explain", "transfer"),
     ),
 }
-"""Commands of two words: name and file, what they are for, and their second words."""
+"""Commands of two words: the first word and its file, its help, and the second words."""
 
 
 class _Help(DefaultFormatter):
-    """Help from docstrings, whose lines are joined: the terminal's width breaks them."""
+    """Help from docstrings, with lines joined so that they wrap at the width of the terminal."""
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
         for entry in panel.entries:
@@ -77,7 +77,7 @@ class _Help(DefaultFormatter):
 
 
 def _application() -> App:
-    """Every command, imported when it is called or listed."""
+    """The application with all commands; most are imported when they are called or listed."""
     made = App(
         "saeflow",
         help="Trace features of sparse autoencoders through the layers of a language model, from the weights alone.\n\n"
@@ -108,20 +108,20 @@ app = _application()
 
 
 def run() -> None:
-    """Run the command that `sys.argv` names; an error that has a message ends in exit code 2."""
+    """Run the command that `sys.argv` names; an error with a message exits with code 2."""
     as_python_does, warnings.formatwarning = warnings.formatwarning, _line
     words = sys.argv[1:]
     listed = app[words.pop(0)] if words and words[0] in {group for group, _ in GROUPS} else app
     if not words or words[0] in ("--help", "-h"):
         for name in listed:
-            listed[name]  # imported, so that a list of commands has their first lines
+            listed[name]  # imports it, since a list of commands shows their first lines
     try:
         _call(sys.argv[1:])
         sys.stdout.flush()
     except (SaeflowError, CycloptsError) as error:
         print(f"saeflow: {sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # such as that of `saeflow graph ... | head`
+    except BrokenPipeError:  # such as in `saeflow graph ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
@@ -132,9 +132,9 @@ def run() -> None:
 
 
 def in_words_of_today(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]]:
-    """A command in the words of this release, what was said in those of the one before, and its options.
+    """A command with old option names replaced, a note for each old name used, and the command's options.
 
-    Of each option there is whether it takes several values.
+    The options say which of them take several values; there are none if no option is used.
     """
     size = 2 if words and words[0] in {group for group, _ in GROUPS} else 1
     command = " ".join(words[:size])
@@ -144,7 +144,7 @@ def in_words_of_today(words: Sequence[str]) -> tuple[list[str], list[str], dict[
 
 
 def _call(words: Sequence[str]) -> None:
-    """Run a command in the words of this release or of the one before; several values may follow an option."""
+    """Run a command, with current or old option names; several values may follow an option."""
     today, old, options = in_words_of_today(words)
     if old:
         note(f"saeflow: {', '.join(old)}: the old words go with the next release.")
@@ -159,7 +159,7 @@ def _call(words: Sequence[str]) -> None:
 
 
 def _options(command: Sequence[str]) -> dict[str, bool]:
-    """The options of a command, and whether each takes several values; none of a command that does not exist."""
+    """The options of a command, and whether each takes several values; none if the command does not exist."""
     _, apps, rest = app.parse_commands(command)
     if rest or apps[-1].default_command is None:
         return {}
@@ -168,7 +168,7 @@ def _options(command: Sequence[str]) -> dict[str, bool]:
 
 
 def sentence(error: SaeflowError | CycloptsError) -> str:
-    """What was wrong with the words of a command, on one line."""
+    """An error as text: saeflow's own message, or what is wrong with the words of the command."""
     if isinstance(error, SaeflowError):
         return str(error)
     error.verbose = False
@@ -178,11 +178,11 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
         said = f"{f'{error.keyword} has no value' if error.keyword else f'{argument.name} is missing'}. {see}"
     elif isinstance(error, CoercionError) and error.target_type is bool and error.token:  # such as --json=yes
         said = f"{error.token.keyword} is given without a value, not with {error.token.value!r}. {see}"
-    elif isinstance(error, CoercionError) and error.msg and argument and not error.token:  # of several words
+    elif isinstance(error, CoercionError) and error.msg and argument and not error.token:  # several words
         said = f"Invalid value for {_typed(argument)}: {error.msg}"
     elif isinstance(error, ValidationError) and argument and isinstance(error.__cause__, SaeflowError):
         said = f"Invalid value for {_typed(argument)}: {error.__cause__}"
-    elif isinstance(error, UnusedCliTokensError) and see == "See saeflow models --help.":  # a group that is a command
+    elif isinstance(error, UnusedCliTokensError) and see == "See saeflow models --help.":  # a group and a command
         said = f'Unknown command "{left[0]}".{_near_command(left[0])} {see}'
     elif isinstance(error, UnusedCliTokensError):
         many = "one argument" if len(left) == 1 else f"{len(left)} arguments"
@@ -197,7 +197,7 @@ def sentence(error: SaeflowError | CycloptsError) -> str:
 
 
 def _near_command(word: str) -> str:
-    """A question that names the command nearest to a word, the second words of groups among them."""
+    """A question that names the command most like a word, which may be the second word of one; "" if none is."""
     known = {name: name for names in COMMANDS.values() for name in names}
     for (group, _), (_, names) in GROUPS.items():
         known |= {group: group} | {name: f"{group} {name}" for name in names if name not in known}
@@ -206,19 +206,19 @@ def _near_command(word: str) -> str:
 
 
 def _typed(argument: Argument) -> str:
-    """An option as it was typed, such as -n."""
+    """An option as typed, such as -n; otherwise its name."""
     return next((token.keyword for token in argument.tokens if token.keyword), argument.name)
 
 
 def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, _line: str | None = None) -> str:
-    """One line for a warning of saeflow's own; others stand with the file and line they come from."""
+    """A warning on one line; with file and line number unless it is saeflow's own."""
     if issubclass(category, SaeflowWarning):
         return f"saeflow: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _system_sentence(error: OSError) -> str:
-    """What a system error means, and what to do."""
+    """What a system error means, and what to do about it."""
     what = str(error.filename or "a file")
     clear = write_error(error, what)
     if isinstance(clear, NotWritable):

@@ -1,4 +1,4 @@
-"""`saeflow compare`: two or more dictionaries, or releases, side by side."""
+"""`saeflow compare`: compare two or more releases or folders of dictionaries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = {
     "only": ("of", "feature", "cosine", "density", "words"),
     "duplicates": ("in", "feature", "other", "cosine", "words"),
 }
-"""Tables that a terminal shows, with the columns that fit."""
+"""The tables that are printed, with the columns that fit a terminal."""
 
 
 def compare(
@@ -39,19 +39,19 @@ def compare(
     limit: int = 10,
     as_json: Json = False,
 ) -> None:
-    """Compare dictionaries: seeds, widths, checkpoints, a base and its tuned model. More than two are a chain.
+    """Compare dictionaries: seeds, widths, checkpoints, a base model and its tuned version. Three or more form a chain.
 
-    Shows PW-MCC and mean max cosines, what is shared and what is in one alone, splits, duplicates; for a chain the
-    birth, drift and death of features. Words on this machine are used.
+    Shows PW-MCC, mean max cosines, features that are shared or in one dictionary only, splits and duplicates; for a
+    chain, also where features are born, drift and are lost. Features are shown with their words on this machine.
 
     Args:
         a: "demo", a folder, FOLDER@PATTERN for some of its SAEs, or the name of a release.
-        b: Another.
-        more: Further ones, in order: checkpoints, or seeds.
+        b: Another one.
+        more: Further ones, in order, such as checkpoints.
         pairing: "name" pairs equal sites, "all" every site of A with every site of B.
         pairs: Pairs of sites, one of each side, such as 3/res>4/res: one of A, one of B.
         names: Names to show.
-        limit: Rows to print: of each table.
+        limit: Rows to print: of each table, at most.
         out: Where to write: a folder for the page, comparison.json and all tables.
     """
     from saeflow.comparison.run import compare as run

@@ -1,7 +1,7 @@
-"""`saeflow origins`, `deactivate`, `transition` and `sweep`: the experiments of the paper into results folders.
+"""`saeflow origins`, `deactivate`, `transition` and `sweep`: the experiments of the paper, written to results folders.
 
-A killed run resumes when it is called again with the same arguments. On the folder of a finished sweep another --judge
-only judges: no text is generated again.
+A killed run resumes when it is called again with the same arguments. A finished sweep called with another --judge is
+only judged again: no text is generated.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _VARIANT = "Variants, each recorded with the results"
 @Parameter(name="*")
 @dataclass(frozen=True)
 class _Names(InputNames):
-    """`InputNames` but for the release, which is an argument.
+    """`InputNames` as options, except the release, which is an argument.
 
     Attributes:
         layers: Layers, such as 2,3 or 6-9: by default all from the first that the experiment can use.
-        pearson_datasets: Where texts for --pearson come from: by default the first of --texts, or all of the demo pack
-            but Python.
+        pearson_datasets: Where texts for --pearson come from: by default the domains of the demo among --texts, except
+            Python, or else the first of --texts.
     """
 
     release: Annotated[str, Parameter(parse=False)] = ""
@@ -67,7 +67,7 @@ class _Names(InputNames):
 
 @dataclass(frozen=True)
 class _OriginsSize(OriginsSize):
-    """`OriginsSize` in the words of options."""
+    """`OriginsSize` as options."""
 
     texts: Annotated[NTexts, Parameter("--n-texts")] = 250
     tokens: Annotated[int, Parameter("--tokens-per-text")] = 5
@@ -75,10 +75,10 @@ class _OriginsSize(OriginsSize):
 
 @dataclass(frozen=True)
 class _DeactivationSize(DeactivationSize):
-    """`DeactivationSize` in the words of options, one of them for all targets.
+    """`DeactivationSize` as options.
 
     Attributes:
-        features: Number of targets: of each token and layer, at most.
+        features: Number of targets: at each token and layer, at most.
         loss: Targets per text for which the loss is measured: a number, or "all".
     """
 
@@ -90,7 +90,7 @@ class _DeactivationSize(DeactivationSize):
 
 @dataclass(frozen=True)
 class _TransitionSize(TransitionSize):
-    """`TransitionSize`, with pairs by name.
+    """`TransitionSize` as options.
 
     Attributes:
         pairs: Pairs of sites in place of --layers and --part: 0/res>2/res,1/mlp>2/mlp.
@@ -142,11 +142,11 @@ def deactivate(
 ) -> None:
     """Remove the predecessors of active features, and measure what is left of the features (section 5.2).
 
-    With a feature and --text, of that feature on that text, at once; else of many features on many texts.
+    With a feature and --text, this is done for that feature on that text; otherwise for many features on many texts.
 
     Args:
         feature: Feature, such as 4/res/72: the one whose predecessors are removed on --text.
-        text: The text: the one on which the feature's predecessors are removed.
+        text: The text: on which the feature's predecessors are removed.
         out: Where to write: a results folder, deactivation-RELEASE by default.
     """
     if feature is not None or text:
@@ -175,7 +175,7 @@ def deactivate(
 
 
 def _deactivate_on_text(release: str, feature: FeatureId, text: str, names: _Names, *, as_json: bool) -> None:
-    """Print what is left of one feature on one text after each removal, and after its control."""
+    """Print what is left of a feature on a text after each removal, and after the removal's control."""
     from saeflow.experiments.one_text import deactivate as run
     from saeflow.sources.library import load_dictionaries
 
@@ -209,7 +209,7 @@ def transition(
     """Predict each layer from the features of the layer before, through matches, and skip layers this way (appendix F).
 
     Args:
-        layers: Layers, such as 2,3 or 6-9: t of the pairs t to t + 1, all by default.
+        layers: Layers, such as 2,3 or 6-9: t of each pair t to t + 1, all by default.
         seed: Random seed.
         out: Where to write: a results folder, transition-RELEASE by default.
     """
@@ -275,21 +275,21 @@ def sweep(
         confirm: Fresh samples of each setting that is chosen.
         strengths: Strength of activation: those to try, weak to strong.
         r: Factor of suppression: those to try, weak to strong.
-        layers: Layers, such as 2,3 or 6-9: l of a method, by default all with a feature.
+        layers: Layers, such as 2,3 or 6-9: l of the methods, by default all with a feature.
         steering_methods: Steering methods: prompt, start, random, single, constant, linear, exponential, cumulative;
             these by default. difference and probe use no features, and need --in-shares.
-        judge: Judge of the texts: llm is a model behind the chat API of OpenAI.
-        background: Other texts to compare with: a file or a dataset; the demo has its own.
+        judge: Judge of the texts: offline, or llm, a model with the chat API of OpenAI.
+        background: Other texts to compare with: a file or a dataset; by default those of the release, if it is a pack.
         parts: Parts of the model: those whose features are changed.
         fold: Count strengths in units of each feature's threshold (B.2).
         min_output_score: Leave out features with a lower output score: Arad et al. 2025.
         budget_layer: The most that a layer may change, as a share of the centred norm: 0.1 is 10 %.
         budget_total: The most that all layers together may change, as a share of the centred norm.
-        in_shares: Count strengths as shares of the centred norm: all that a plan adds, at its last layer.
+        in_shares: Count strengths as shares of the centred norm: of all that a plan adds, at its last layer.
         generated_only: Leave the tokens of the prompt as they are.
         only_active: Add a feature only at tokens where it is active.
         keep_norm: Keep the norm of changed hidden states.
-        orthogonal: Add at each layer only what is orthogonal to all that earlier layers add.
+        orthogonal: Add at each layer only what is orthogonal to everything added at earlier layers.
         strength_end: Strength at the last layer of a linear schedule (B.2).
         alpha: Decay per layer of an exponential schedule (B.2).
         texts_at_once: Texts generated at a time.
@@ -345,11 +345,11 @@ def _folder(command: str, release: str) -> Path:
     return Path(f"{command}-{Path(release).name}")
 
 
-# Rows for a terminal; the CSV files have every number
+# Rows for a terminal; the CSV files have all numbers
 
 
 def _overall(table: SummaryTable) -> list[Row]:
-    """The rows that pool layers and datasets."""
+    """The rows over all layers and all datasets, if there are such rows."""
     rows = table.dicts()
     for column in ("dataset", "layer"):
         if any(row.get(column) == "all" for row in rows):
@@ -358,7 +358,7 @@ def _overall(table: SummaryTable) -> list[Row]:
 
 
 def _of_all_pairs(table: SummaryTable) -> list[Row]:
-    """The rows of all pairs together, or of the only one, that explain anything; baselines last."""
+    """The rows over all pairs, or of the only pair, without negative explained variance; baselines last."""
     rows = table.dicts()
     kept = [row for row in rows if row["pair"] == rows[0]["pair"] and (row.get("ev") or 0.0) >= 0]
     kept.sort(key=lambda row: row.get("kind") == "baseline")
@@ -366,7 +366,7 @@ def _of_all_pairs(table: SummaryTable) -> list[Row]:
 
 
 def _readable(row: Row, hidden: Sequence[str]) -> Row:
-    """The cells as text; where bounds follow a value they join it, and others' bounds are left out."""
+    """A row as text: bounds that follow their value are joined to it, other bounds and hidden cells left out."""
     names = list(row)
     titles = {"ev": "explained variance", "scaled": "with a factor"}
     cells: Row = {}
@@ -382,7 +382,7 @@ def _readable(row: Row, hidden: Sequence[str]) -> Row:
 
 
 def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
-    """The first figure of each table, of all pairs where there are several, as SVG and PNG, wide and narrow."""
+    """Save the first figure of each table as SVG and PNG, wide and narrow: over all pairs, or of the only pair."""
     from saeflow.paper import PAGE, PHONE, draw, save
 
     written: list[Path] = []
@@ -394,7 +394,7 @@ def save_plates(tables: Sequence[SummaryTable], folder: Path) -> list[Path]:
 
 
 def _steered(table: SummaryTable) -> list[Row]:
-    """The best setting of each method, or differences of methods; "p" and "q" may be missing."""
+    """The best setting of each method, or the differences between methods; "p" and "q" may be missing."""
     rows: list[Row] = []
     for row in table.dicts():
         shown: Row = {"theme": row["theme"], "direction": row["direction"]}

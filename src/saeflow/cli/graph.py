@@ -1,4 +1,4 @@
-"""`saeflow graph`, `demo`, `serve`, `publish`: flow graphs printed, written to files, explored, and put on the web."""
+"""`saeflow graph`, `demo`, `serve`, `publish`: print flow graphs, write them to files, explore and publish them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from saeflow.flow.published import GraphComparison
 
 FORMATS = ("html", "json", "graphml")
-"""What is written into a folder."""
+"""The formats that are written into a folder."""
 
 
 def _writable(_type: Any, paths: Sequence[Path]) -> None:
-    """Refuse a file of no format before the work."""
+    """Refuse a file whose ending is no format, before anything is grown."""
     from saeflow.report.exports import ENDINGS, format_of
 
     for path in paths:
@@ -78,7 +78,7 @@ def graph(
     from saeflow.report.exports import export, format_named
 
     for name in formats:
-        format_named(name)  # refuses an unknown one before anything is grown
+        format_named(name)  # refuses an unknown format before anything is grown
     atlas = open_atlas(release)
     published = published_graph(atlas.release or release, feature) if compare_paper else None
     if published is not None and (cuts != Cuts() or high != HIGH or calibrated or direction != "both"):
@@ -133,13 +133,13 @@ def _show_comparison(comparison: GraphComparison, *, as_json: bool) -> None:
 def write_graph(
     made: Callable[[str], bytes], places: Sequence[Path], stem: str, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """A graph in files by their endings, and in folders as `stem` in each format; returns the files.
+    """Write a graph to files, in the format of each ending, and into folders, in all formats; return the files.
 
     Args:
-        made: the graph in a format, by its name.
-        places: files, and folders.
-        stem: of the names of files in a folder.
-        formats: those of a folder.
+        made: returns the graph in a format, given its name.
+        places: files and folders.
+        stem: the names of the files in a folder, without their endings.
+        formats: the formats that are written into a folder.
 
     Raises:
         InvalidArgument: when a format is unknown.
@@ -159,7 +159,7 @@ def write_graph(
 
 
 def demo(*, out: GraphFiles = (), as_json: Json = False) -> None:
-    """Pick a feature of the embedded pack, grow its graph and draw it: the main job of saeflow."""
+    """Pick features of the embedded pack, and print the flow graph of the first: the main job of saeflow."""
     from saeflow.demo.pick import worth_a_look
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
@@ -211,9 +211,9 @@ def serve(
     """Explore an atlas in the browser: search features, see their flow, steer. Stop it with Ctrl-C.
 
     Args:
-        model: Language model: the one to steer, none by default except for demo.
+        model: Language model: the one to steer; by default that of a pack, such as demo, if it is on this machine.
         results: Results folders to show.
-        port: Port of 127.0.0.1; 0 takes a free one.
+        port: Port of 127.0.0.1; 0 for a free one.
         browser: Open the page in the browser.
     """
     from saeflow.web import require_packages
@@ -250,7 +250,7 @@ def publish(
     compare: tuple[Path, ...] = (),
     as_json: Json = False,
 ) -> None:
-    """Write the explorer as a folder of files, for any web host: search, graphs, cards, without a server or a model.
+    """Write the explorer as files for any web host: search, graphs and cards, without a server or a model.
 
     Args:
         out: Where to write: a new folder, or that of a published site, which is replaced.

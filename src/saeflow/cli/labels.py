@@ -73,11 +73,11 @@ def labels_fetch(
 
     Args:
         kinds: What to fetch: explanations, features, activations.
-        contexts: Passages kept for each feature: of those in the activations.
+        contexts: Passages kept for each feature: if activations are fetched.
         explainer: Prefer explanations by a model with this in its name.
         bucket: Where the exports are: an address, or a folder with the same tree.
-        keep: Keep intermediate files: the files as they were fetched.
-        dry_run: Estimate the cost, and stop: the files to fetch.
+        keep: Keep intermediate files: the fetched files.
+        dry_run: Estimate the cost, and stop: files and bytes to fetch.
     """
     from saeflow.files import cache_folder
     from saeflow.labels.exports import BUCKET, Bucket, ExportKind, fetch_words, plan_fetch
@@ -85,7 +85,7 @@ def labels_fetch(
     from saeflow.labels.http import Fetcher
     from saeflow.labels.neuronpedia import is_offline, sources_of
 
-    # 1. What there is to fetch.
+    # 1. Find what there is to fetch.
     if unknown := sorted(set(kinds) - set(ExportKind)):
         raise InvalidArgument(f"--kinds names {', '.join(unknown)}. Kinds are {', '.join(ExportKind)}.")
     cache = cache_folder() / "neuronpedia" / "exports"
@@ -147,15 +147,15 @@ def labels_make(
     out: WordsFolderOut = None,
     as_json: Json = False,
 ) -> None:
-    """Make words from the model and any text: strongest tokens and passages, logit lens, how often each fires.
+    """Make words from the model and any texts: strongest tokens and passages, logit lens, how often features fire.
 
     A killed run resumes.
 
     Args:
-        tokens: Total number of tokens: where to stop, special ones not counted.
-        contexts: Passages kept for each feature: 20 for explanations.
+        tokens: Total number of tokens: where to stop, not counting special tokens.
+        contexts: Passages kept for each feature: for `saeflow labels explain`, 20 or more.
         max_length: Maximum length of a text, in tokens.
-        seed: Random seed: the order of the texts.
+        seed: Random seed: of the order of the texts, and of the passages drawn at random.
     """
     from saeflow.experiments.sampling import expand, open_dataset
     from saeflow.labels import WordsFolder
@@ -200,7 +200,7 @@ def labels_make(
 
 @dataclass(frozen=True)
 class _Passages:
-    """Up to n texts of each dataset with its name, one of each in turn; read from the start each time."""
+    """Up to n texts of each dataset with its name, one of each in turn; every iteration starts anew."""
 
     datasets: Sequence[Dataset]
     n: int
@@ -216,7 +216,7 @@ class _Passages:
                     yield Passage(text, dataset.name.removeprefix("demo:"))
 
     def __len__(self) -> int:
-        """An upper bound: a dataset may hold fewer."""
+        """An upper bound: a dataset may hold fewer texts."""
         return self.n * len(self.datasets)
 
 
@@ -231,11 +231,11 @@ def labels_show(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Show what is known about a feature: from this machine, or else from Neuronpedia, whose answer is kept.
+    """Show what is known about a feature, on this machine or else from Neuronpedia, whose answer is kept.
 
     Args:
         feature: Feature, such as 4/res/72.
-        neuronpedia_url: Address of Neuronpedia: or of what stands in for it.
+        neuronpedia_url: Address of Neuronpedia: or of a server in its place.
         refresh: Ask Neuronpedia again, whatever is on this machine.
     """
     from saeflow.labels import words_for
@@ -259,10 +259,10 @@ def labels_show(
 
 
 def _refuse_unknown(release: str, feature: FeatureId) -> None:
-    """Refuse a release, site or feature that does not exist, as far as files on this machine say.
+    """Refuse a release, site or feature that does not exist, as far as files on this machine tell.
 
     Raises:
-        UnknownRelease, UnknownSite, UnknownFeature: which of them does not exist.
+        UnknownRelease, UnknownSite, UnknownFeature: for the one that does not exist.
     """
     from saeflow.labels import WordsFolder
     from saeflow.labels.folders import words_folders
@@ -273,7 +273,7 @@ def _refuse_unknown(release: str, feature: FeatureId) -> None:
         from saeflow.sources.library import load_dictionaries
 
         if feature.site not in (dictionaries := load_dictionaries(release)).sites:
-            dictionaries[feature.site]  # says which sites there are
+            dictionaries[feature.site]  # raises an error that lists the sites
     size = max((len(WordsFolder(folder).site(feature.site)) for folder in folders), default=None)
     if size is not None and feature.index >= size:
         raise UnknownFeature(
@@ -282,7 +282,7 @@ def _refuse_unknown(release: str, feature: FeatureId) -> None:
 
 
 def _print_words(feature: FeatureId, known: FeatureWords) -> None:
-    """What is known about a feature as lines; nothing of it can steer a terminal."""
+    """Print what is known about a feature, without characters that a terminal would interpret."""
     from saeflow.report.tokens import headline, one_line, visible
 
     by = f"  [{one_line(known.by)}]" if known.by else ""
@@ -307,10 +307,10 @@ def _print_words(feature: FeatureId, known: FeatureWords) -> None:
 def labels_search(
     release: Release, words: str, /, *, limit: int = 20, sites: SiteNames = (), as_json: Json = False
 ) -> int:
-    """Find features by their labels and tokens. The exit code is 1 where there are none.
+    """Find features by their labels and tokens. The exit code is 1 if there are none.
 
     Args:
-        words: Words to look for: the beginning of the last one is enough.
+        words: Words to look for: of the last one, the beginning is enough.
         limit: Rows to print: the best first.
     """
     from saeflow.labels.folders import words_folders
@@ -342,7 +342,7 @@ def labels_search(
         print_none_found(words)
         return 1
     print_table(
-        [  # nothing of these can steer a terminal
+        [  # without characters that a terminal would interpret
             {
                 "feature": str(hit.feature),
                 "label": one_line(hit.label),
@@ -373,24 +373,24 @@ def labels_explain(
     dry_run: Flag = False,
     as_json: Json = False,
 ) -> None:
-    """Let a language model label features by their passages, and test the labels on other passages.
+    """Let a language model label features from their passages, and test the labels on other passages.
 
-    The number of requests is printed before the first one. The key is read from OPENAI_API_KEY and written nowhere.
-    Answers are kept: a rerun asks only for the rest.
+    Without --json, the number of requests is printed before any is made. The key is read from OPENAI_API_KEY and
+    written nowhere. Answers are kept: a rerun makes only the requests that are missing.
 
     Args:
         features: Features, such as 4/res/72: or use --sites.
-        n_features: Number of features: of each site at most, those that fire most; 0 for all.
+        n_features: Number of features: at each site at most, those that fire most; 0 for all.
         concurrency: Concurrent requests.
         per_minute: Requests per minute at most; 0 for no limit.
-        seed: Random seed: which silent passages are shown, and the order.
-        words_folder: Folder of words with passages: the one that was made or fetched by default.
+        seed: Random seed: of the choice of silent passages, and of the order of all passages.
+        words_folder: Folder of words with passages: by default the one made here, or else the one fetched.
         dry_run: Estimate the cost, and stop: the number of requests.
     """
     from saeflow.labels.explain import estimate, explain, write_explanations
     from saeflow.llm.endpoint import DEFAULT_MODEL, Endpoint, Pacing, place_of
 
-    # 1. What will be asked.
+    # 1. Find what to ask.
     folder = words_folder or _folder_of_words(release)
     asked = _asked_features(folder, features, sites, n_features)
     name = llm_model or os.environ.get("SAEFLOW_JUDGE_MODEL") or DEFAULT_MODEL
@@ -404,7 +404,7 @@ def labels_explain(
             f"{len(asked)} feature{'' if len(asked) == 1 else 's'}: {requests}, {cost.cached} answers are kept{silent}"
         )
 
-    # 2. Ask; what came before an error is worth keeping.
+    # 2. Ask; the labels that came before an error are written too.
     found: list[Explanation] = []
     written = 0
     if not dry_run:
@@ -442,17 +442,17 @@ def labels_transfer(
     dry_run: Flag = False,
     as_json: Json = False,
 ) -> None:
-    """Carry labels from one release over to features of another that have none, where their rows agree.
+    """Transfer labels from one release to unlabelled features of another, where their decoder rows agree.
 
-    A label goes over where both features are each other's best match. Each carries its source and cosine.
+    By default, the two features must be each other's best match. Each label is written with its origin and cosine.
 
     Args:
         labelled: Release whose words are known.
         unlabelled: Release of the same model whose features lack labels.
         least: Smallest cosine of the two decoder rows.
-        pairs: Pairs of sites, one of each side, such as 3/res>4/res: by default those of one name.
+        pairs: Pairs of sites, one of each side, such as 3/res>4/res: by default sites of the same name.
         one_sided: Take the best match even if it is not mutual.
-        dry_run: Estimate the cost, and stop: how many labels would go over.
+        dry_run: Estimate the cost, and stop: show the labels that would be transferred, and write none.
     """
     from saeflow.comparison.transfer import transfer_labels
     from saeflow.labels.folders import TRANSFERRED, words_folder
@@ -498,7 +498,7 @@ def labels_transfer(
 
 
 def _explained_row(one: Explanation) -> Row:
-    """A feature as a row; nothing of a model's answer can steer a terminal."""
+    """A feature as a row, with a label that is safe to print."""
     from saeflow.report.tokens import one_line
 
     detection = one.detection
@@ -514,7 +514,7 @@ def _explained_row(one: Explanation) -> Row:
 
 
 def _folder_of_words(release: str) -> Path:
-    """The words of a release that may be written: made here, or else fetched."""
+    """The folder of a release's words that labels may be written to: those made here, or else those fetched."""
     from saeflow.labels.folders import LOCAL, NEURONPEDIA, words_folder
     from saeflow.labels.words import words_sites
 
@@ -529,7 +529,7 @@ def _folder_of_words(release: str) -> Path:
 
 
 def _asked_features(folder: Path, named: Sequence[FeatureId], sites: Sequence[str], limit: int) -> list[FeatureId]:
-    """The features that were named, or those of the sites with passages; with a limit those that fire most."""
+    """The named features, or those of the named sites with passages; with a limit, those of a site that fire most."""
     from saeflow.labels.words import WordsFolder, words_sites
 
     if bool(named) == bool(sites):
@@ -548,7 +548,7 @@ def _asked_features(folder: Path, named: Sequence[FeatureId], sites: Sequence[st
 
 
 def _address(url: str) -> str | None:
-    """A base URL that can be asked; None for that of OpenAI."""
+    """A base URL, checked to be an address; None for OpenAI's own."""
     if not url:
         return None
     from saeflow.llm.endpoint import is_address
@@ -562,7 +562,7 @@ def _address(url: str) -> str | None:
 
 
 def _secret(address: str | None, *, needed: bool) -> Secret:
-    """The key of the environment. A server of one's own may need none, and kept answers need nobody."""
+    """The key from the environment; only requests to OpenAI itself require one."""
     from saeflow.llm.endpoint import Secret
 
     key = os.environ.get("OPENAI_API_KEY") or ""
@@ -575,7 +575,7 @@ def _secret(address: str | None, *, needed: bool) -> Secret:
 
 
 def _sites_of_release(release: str, names: Sequence[str]) -> list[Site]:
-    """The sites named, of those the release has; of a release that cannot be opened, those named one by one."""
+    """The named sites of a release; if it cannot be opened, they must be named one by one."""
     from saeflow.sources.library import load_dictionaries
     from saeflow.sources.releases import is_release, read_release
 
@@ -596,7 +596,7 @@ def _sites_of_release(release: str, names: Sequence[str]) -> list[Site]:
 
 
 def _about(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a folder of words says about its sites."""
+    """What a folder of words states about its sites."""
     from saeflow.labels.folders import ABOUT
 
     told: dict[str, dict[str, Any]] = read_json(folder / ABOUT)

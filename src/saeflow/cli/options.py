@@ -1,7 +1,7 @@
-"""Options that several commands share, and how the words of any option become its value.
+"""Options that several commands share, and the conversion of the words of any option to its value.
 
-An option is declared once: as a parameter of a command with a line of its docstring, as a field of a dataclass with a
-line of the class's docstring, or here where two commands share it.
+The help of an option is a line in the docstring of its command, or of the dataclass that has it as a field; help that
+commands share is here.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 LONGEST_RANGE: Final = 10_000
-"""The most numbers that a range may stand for."""
+"""The most numbers that a range may hold."""
 
 
 def read(type_: Any, tokens: Sequence[Token]) -> Any:
-    """The value of an option from its words; commas separate what a tuple holds, and `6-9` is a range of numbers.
+    """The value of an option from its words. In a tuple, commas separate values, and `6-9` is a range of integers.
 
     Raises:
-        InvalidArgument, InvalidId: for a word that is no such value.
-        cyclopts.CycloptsError: as cyclopts reads all other types.
+        InvalidArgument, InvalidId: for a word that is not a value of this type.
+        cyclopts.CycloptsError: likewise, for the types that cyclopts converts itself.
     """
     words = [token.value for token in tokens]
     typed = tokens[0].keyword or ""
@@ -55,7 +55,7 @@ def read(type_: Any, tokens: Sequence[Token]) -> Any:
 
 
 def _check_range(typed: str, values: Sequence[Any]) -> None:
-    """Refuse a number that the option of this word never has."""
+    """Refuse a number that is out of range for the option."""
     word = SHORT.get(typed, typed)
     if word not in RANGES:
         return
@@ -66,7 +66,7 @@ def _check_range(typed: str, values: Sequence[Any]) -> None:
 
 
 def _each(kind: Any, text: str, *, ranges: bool = True) -> Sequence[Any]:
-    """The value a word stands for, or all values of a range."""
+    """The value of a word, as a sequence of one, or all numbers of a range."""
     text = text.strip()
     if kind in (str, Path):
         found: Sequence[Any] = [kind(text)]
@@ -92,7 +92,7 @@ def _each(kind: Any, text: str, *, ranges: bool = True) -> Sequence[Any]:
 
 
 def _whole(text: str, *, ranges: bool) -> Sequence[int]:
-    """The number a word stands for, or those of a range."""
+    """The integer of a word, as a sequence of one, or all integers of a range."""
     low, between, high = text.partition("-")
     if not all(one.isdecimal() for one in ((low, high) if between and ranges else (text.removeprefix("-"),))):
         example = "12, or a list such as 6,12,18 or 6-9" if ranges else "one such as 12"
@@ -117,16 +117,16 @@ def _number(text: str) -> float:
 
 
 def number_or_all(_type: Any, tokens: Sequence[Token]) -> int | None:
-    """A whole number; None for "all".
+    """An integer, or None for "all".
 
     Raises:
-        InvalidArgument: for another word.
+        InvalidArgument: for any other word.
     """
     return _each(int | None, tokens[0].value, ranges=False)[0]
 
 
 def shown(value: Any) -> str | None:
-    """A default as people write it; None where there is nothing to show."""
+    """A default as a user would type it; None if there is nothing to show."""
     if value is None or value is False or value in ("", ()):
         return None
     if isinstance(value, tuple):
@@ -135,7 +135,7 @@ def shown(value: Any) -> str | None:
 
 
 def ends_in(*endings: str) -> Parameter:
-    """Refuses a file whose name has another ending than what would be written into it; before the work, not after."""
+    """Refuse, before any work, a file with another ending, or in a folder that does not exist."""
 
     def check(_type: Any, path: Path | None) -> None:
         if path is not None and path.suffix.lower() not in endings:
@@ -145,7 +145,7 @@ def ends_in(*endings: str) -> Parameter:
 
 
 def in_a_folder(_type: Any, paths: Path | Sequence[Path] | None) -> None:
-    """Refuse what would be written into a folder that does not exist: most likely a slip of the pen."""
+    """Refuse a path in a folder that does not exist: it is most likely a typo."""
     for path in (paths,) if isinstance(paths, Path) else paths or ():
         above = path.expanduser().absolute().parent
         if not above.is_dir():
@@ -154,19 +154,19 @@ def in_a_folder(_type: Any, paths: Path | Sequence[Path] | None) -> None:
 
 
 def _a_folder(_type: Any, path: Path | None) -> None:
-    """Refuse a file where a folder is to be."""
+    """Refuse a file where a folder is to be written."""
     if path is not None and path.expanduser().is_file():
         raise InvalidArgument(f"{path} is a file, and a folder is written. Give another path.")
 
 
 def _named(_type: Any, release: str) -> None:
-    """Refuse an empty name, which would stand for the folder that saeflow runs in."""
+    """Refuse an empty name, which would mean the current folder."""
     if not release.strip():
         raise InvalidArgument('it is empty. Give "demo", a folder, or the name of a release.')
 
 
 def _there(_type: Any, device: str) -> None:
-    """Refuse a device that is not here before anything is loaded; torch is asked where it is not the CPU."""
+    """Refuse a device that this machine does not have, before anything is loaded; only "cpu" needs no torch."""
     if device != "cpu":
         from saeflow.sources.devices import known_device
 
@@ -174,7 +174,7 @@ def _there(_type: Any, device: str) -> None:
 
 
 Together = Parameter(name="*")
-"""A dataclass whose fields are options."""
+"""For a dataclass whose fields are options."""
 
 Flag = Annotated[bool, Parameter(negative=())]
 Feature = Annotated[FeatureId, Parameter(accepts_keys=False, n_tokens=1)]
@@ -195,9 +195,9 @@ Json = Annotated[bool, Parameter("--json", negative=(), help="Print JSON instead
 Device = Annotated[str, Parameter(validator=_there, help="Where to compute: cpu, cuda, cuda:1, mps.")]
 AtlasName = Annotated[str, Parameter(help="Atlas to use: that of the release by default.")]
 Out = Parameter(alias="-o", validator=in_a_folder)
-"""Of a file that a command writes."""
+"""For a file that a command writes."""
 OutFolder = Parameter(alias="-o", validator=_a_folder)
-"""Of a folder that a command makes."""
+"""For a folder that a command writes."""
 Projector = Annotated[
     str, Parameter("--model", help="Language model: here it projects attention features that are in z.")
 ]
@@ -227,7 +227,7 @@ LlmUrl = Annotated[
 ]
 LogTo = Annotated[
     str,
-    Parameter(help="Where measurements are logged as well: tensorboard or wandb; files of the run have them always."),
+    Parameter(help="Where measurements are logged as well: tensorboard or wandb; the run's files always have them."),
 ]
 SitesAtOnce = Annotated[
     int, Parameter(help="Dictionaries in memory at a time; 0 for all. With fewer, the texts are read again.")
@@ -239,12 +239,12 @@ WHERE = Group("Where it runs", sort_key=1)
 @Parameter(name="*", group=WHERE)
 @dataclass(frozen=True)
 class Where:
-    """Where the units of a long command run.
+    """Where the units of work of a long command run.
 
     Attributes:
         engine: Where units run: here (one process), pool (processes of this machine), ray.
         workers: Processes of the pool; 0 for as many as there are cores.
-        address: Ray cluster to join: "auto", ray://HOST:10001; by default one of this machine.
+        address: Ray cluster to join: "auto" or ray://HOST:10001; by default, one is started on this machine.
         cpus: Cores, and threads, of a unit of work.
         gpus: GPUs of a unit on Ray, or a fraction of one; the unit computes there.
     """
@@ -256,7 +256,7 @@ class Where:
     gpus: float = 0.0
 
     def open(self) -> Engine:
-        """The engine, to be used in a `with`.
+        """The engine, for use in a `with` statement.
 
         Raises:
             InvalidArgument, MissingExtra, Unreachable: as `open_engine` does.
@@ -284,10 +284,11 @@ class ModelOptions:
     prepend_bos: bool | None = None
 
     def load(self, release: str, dictionaries: DictionarySet) -> LanguageModel:
-        """The model; its texts begin as those of the dictionaries did, unless --prepend-bos says otherwise.
+        """Load the model; its texts begin as in the dictionaries' training, unless `prepend_bos` is given.
 
         Raises:
-            InvalidArgument: when neither the option nor the release names it.
+            InvalidArgument: when neither the option nor the release names the model.
+            BadFile, Unreachable: when it cannot be loaded.
         """
         from saeflow.experiments.inputs import opened_model
 
@@ -300,11 +301,11 @@ class Cuts:
     """Where flow graphs are cut.
 
     Attributes:
-        t_res: The lowest score t(R) of residual features: the flow stops below it. 0 follows the whole depth.
+        t_res: The lowest score t(R) of residual features: the flow stops below it. 0 follows it through all layers.
         t_mlp: The lowest score t(M) of MLP features: others are dropped.
         t_att: The lowest score t(A) of attention features: others are dropped.
-        fdr: False-discovery rate: thresholds are calibrated by layer, in place of those above. Families of alike
-            features exceed it, except under the null "families".
+        fdr: False-discovery rate: thresholds are calibrated by layer, in place of those above. With families of similar
+            features the actual rate is higher, except under the null "families".
         k: Matches per feature: how many are followed at each site.
     """
 
@@ -315,15 +316,16 @@ class Cuts:
     k: Annotated[int, Parameter(alias="-k")] = 1
 
     def thresholds(self, atlas: Calibrated, fdr: float | None = None, high: float = HIGH) -> Thresholds:
-        """Plain thresholds, or those calibrated for a false-discovery rate.
+        """Plain thresholds, or thresholds calibrated for a false-discovery rate.
 
         Args:
-            atlas: has the nulls of calibrated thresholds.
-            fdr: the rate where the option gives none; None for plain thresholds.
+            atlas: has the nulls that calibrated thresholds need.
+            fdr: the rate if the option is not given; None for plain thresholds.
             high: the line between high and low scores.
 
         Raises:
-            InvalidArgument: for both kinds at once, a cut that is no cosine, or an atlas without nulls.
+            InvalidArgument: for both kinds at once, a threshold that is no cosine, a rate that is not between 0 and 1,
+                or an atlas without nulls.
         """
         plain = Thresholds(res=self.t_res, mlp=self.t_mlp, att=self.t_att, high=high)
         rate = fdr if self.fdr is None else self.fdr
@@ -337,7 +339,7 @@ class Cuts:
 
 
 def projector(name: str) -> LanguageModel | None:
-    """The model that projects attention features, where one is named."""
+    """The model that projects attention features; None if none is named."""
     if not name:
         return None
     from saeflow.sources.model import load_model
@@ -346,11 +348,11 @@ def projector(name: str) -> LanguageModel | None:
 
 
 def sites_named(names: Sequence[str], there: Sequence[Site]) -> list[Site]:
-    """Sites that are named one by one or by part; all when none is named.
+    """The sites named one by one or by part; all of `there` if none is named.
 
     Raises:
-        InvalidArgument: for a name of none of those that are there.
-        InvalidId: for one that is no site.
+        InvalidArgument: for a site or part that is not there.
+        InvalidId: for a name that is neither a site nor a part.
     """
     chosen: set[Site] = set()
     for name in names:

@@ -13,37 +13,37 @@ if TYPE_CHECKING:
     from saeflow.experiments.results import Results, SummaryTable
 
 SECONDS: Final = 30.0
-"""How far apart lines of progress are where there is no terminal."""
+"""The least time between two lines of progress where there is no terminal."""
 
 Row = dict[str, Any]
 Report = Callable[[int, int, str], None]
-"""Takes what is done, the total, and what is being done."""
+"""Called with (done, total, what is being done)."""
 
 
 def print_json(data: Any, *, indent: int | None = 1) -> None:
-    """Data as JSON."""
+    """Print data as JSON."""
     print(json.dumps(data, indent=indent))
 
 
 def print_table(rows: Sequence[Row], title: str = "") -> None:
-    """Rows as a table under a title."""
+    """Print rows as a table under a title."""
     from saeflow.report.tables import as_text
 
     print(as_text(title, rows))
 
 
 def note(text: str) -> None:
-    """A remark on stderr."""
+    """Print a remark on stderr."""
     print(text, file=sys.stderr)
 
 
 def print_none_found(words: str) -> None:
-    """What a search says that finds nothing."""
+    """Print on stderr that a search found nothing."""
     note(f"saeflow: no feature has {words!r} in its label or tokens. Give the beginning of a word, or fewer words.")
 
 
 def show(as_json: bool, data: Row, summary: Row, rows: Sequence[Row]) -> None:
-    """JSON, or the summary as lines and the rows as a table."""
+    """Print data as JSON, or the summary as lines and the rows as a table."""
     if as_json:
         print_json(data)
         return
@@ -61,15 +61,15 @@ def show_results(
     as_json: bool,
     units: str = "texts",
 ) -> None:
-    """Write the page of a results folder, and print its tables as JSON, or those that say most.
+    """Write the page of a results folder, and print all of its tables as JSON or the main ones as text.
 
     Args:
         results: the results folder.
         tables: all of its tables.
-        names: the tables that say most.
-        rows_of: makes rows for a terminal of a table.
-        as_json: whether JSON is printed.
-        units: what the units of work are.
+        names: the main tables.
+        rows_of: returns the rows that a terminal shows of a table.
+        as_json: whether to print JSON.
+        units: what the units of work are called.
     """
     from saeflow.paper.results import write_page
 
@@ -87,7 +87,7 @@ def show_results(
 
 @contextmanager
 def progress(what: str) -> Generator[Report]:
-    """Takes (done, total, what is being done) and shows it on stderr: a bar, or a line now and then in a pipe."""
+    """Yield a callback that shows progress on stderr: as a bar, or without a terminal as a line now and then."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -101,7 +101,7 @@ def progress(what: str) -> Generator[Report]:
 
 
 def _lines(what: str) -> Report:
-    """Progress as a line at most every `SECONDS`, with the time that is left at the pace so far."""
+    """A callback that prints a line at most every `SECONDS`, with an estimate of the time left."""
     from saeflow.report.tables import duration
 
     last = time.monotonic()
@@ -110,7 +110,7 @@ def _lines(what: str) -> Report:
     def report(done: int, total: int, now: str) -> None:
         nonlocal last, start
         at = time.monotonic()
-        first, began = start = start or (done, at)  # a run that resumes did the others before
+        first, began = start = start or (done, at)  # a resumed run did `first` of them before
         if at - last < SECONDS:
             return
         last = at
@@ -123,13 +123,13 @@ def _lines(what: str) -> Report:
 
 @contextmanager
 def bars() -> Generator[Callable[[str], Report]]:
-    """Bars that appear when they are first used, one after the other."""
+    """Yield a function that starts the bar of a name and returns its callback; a new bar ends the one before."""
     with ExitStack() as stack:
         known: dict[str, Report] = {}
 
         def bar(what: str) -> Report:
             if what not in known:
-                stack.close()  # rich shows one at a time
+                stack.close()  # rich shows one bar at a time
                 known[what] = stack.enter_context(progress(what))
             return known[what]
 

@@ -1,4 +1,4 @@
-"""`saeflow releases`, `info` and `doctor`: the releases there are, what one holds, and whether it is what it says."""
+"""`saeflow releases`, `info` and `doctor`: list releases, show what one holds, and check it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def releases(release: str = "", /, *, as_json: Json = False) -> None:
     """List releases: model, sites, size, and how much is in the hub's cache. Uses no network.
 
-    Of a site there may be everything on this machine ("yes"), what matching reads ("W_dec only"), or its sizes
-    ("headers").
+    This machine may have all files of a site ("yes"), at least what matching reads ("W_dec only"), only the sizes
+    ("headers"), or nothing ("no").
 
     Args:
         release: Release of dictionaries: a name, a pack or a .toml file, with parameters after an @; all by default.
@@ -34,7 +34,7 @@ def releases(release: str = "", /, *, as_json: Json = False) -> None:
     if not release:
         rows = [_pack_row(name) for name in pack_names()]
         rows += [_release_row(read_release(known)) for known in known_releases()]
-        # on a terminal the owner of a model is left out: lines are long enough
+        # the table leaves out the owner of a model, since its lines are long
         short = [
             row | {"model": row["model"].split("/")[-1], "GB": "-" if row["GB"] is None else f"{row['GB']:.1f}"}
             for row in rows
@@ -67,7 +67,7 @@ def releases(release: str = "", /, *, as_json: Json = False) -> None:
 
 
 def _pack_row(name: str) -> Row:
-    """As `_release_row`, of a pack, which is whole on this machine."""
+    """The same as `_release_row` for a pack, all of which is on this machine."""
     from saeflow.sources.library import load_dictionaries
 
     found, saes = load_dictionaries(name), (pack_folder(name) or Path(name)) / "saes"
@@ -83,7 +83,7 @@ def _pack_row(name: str) -> Row:
 
 
 def _parts_and_layers(sites: Sequence[Site]) -> Row:
-    """The columns that say where dictionaries are."""
+    """The columns with the parts and layers that have dictionaries."""
     layers = sorted({site.layer for site in sites})
     whole = layers == list(range(layers[0], layers[-1] + 1))
     return {
@@ -98,7 +98,7 @@ def _release_row(found: KnownRelease) -> Row:
     sites = list(found.sites)
     sizes = [entry.size for entry in found.sites.values() if entry.size is not None]
     held = [cache_state(entry) for entry in found.sites.values()]
-    # what is known of some sites alone would be taken for the size of all
+    # sizes that are known for some sites only would be read as those of all
     known = len(sizes) == len(sites)
     return {
         "release": found.name,
@@ -112,9 +112,9 @@ def _release_row(found: KnownRelease) -> Row:
 
 
 def info(release: Release, /, *, as_json: Json = False) -> None:
-    """Show what a release holds, and what was left out; for the demo pack and a folder of train, its quality too.
+    """Show what a release holds and what was left out; for a pack its quality, for a folder of `saeflow train` both.
 
-    The row of a site that does not open says why.
+    If the dictionary of a site cannot be opened, its row says why.
     """
     from saeflow.demo import quality
     from saeflow.report.tables import quality_rows, release_rows
@@ -152,15 +152,15 @@ def doctor(
     everything: Annotated[bool, Parameter("--all", negative=())] = False,
     as_json: Json = False,
 ) -> int:
-    """Check a release: its weights, and with a model whether each dictionary reads the tensor it says.
+    """Check a release: its weights, and with a model whether each dictionary reads the tensor that it states.
 
-    Finds a wrong tap, a transposed matrix, a missing factor, thresholds in other units, NaN, duplicates, dead features.
-    Exits with 1 when something is wrong.
+    Finds a wrong tap, a transposed matrix, a missing factor, thresholds in other units, NaN, duplicates and dead
+    features. The exit code is 1 if something is wrong.
 
     Args:
-        model: Language model: by default none is run, and the weights alone are examined.
-        tokens: Total number of tokens: those to look at, special ones not counted.
-        seed: Random seed: which texts are taken.
+        model: Language model: by default none is run, and only the weights are examined.
+        tokens: Total number of tokens: those to examine, not counting special tokens.
+        seed: Random seed: of the choice of texts.
         everything: Show every check that passed, not only how well sites reconstruct.
     """
     from saeflow.demo import quality
@@ -170,7 +170,7 @@ def doctor(
     from saeflow.matching.atlas import open_atlas
     from saeflow.sources.library import load_dictionaries
 
-    # 1. The dictionaries, their atlas where one opens, and what the demo pack states; Gemma Scope's paths say theirs.
+    # 1. The dictionaries, their atlas if it opens, and the L0 that a pack states; `examine` reads Gemma Scope's.
     dictionaries = load_dictionaries(release, device=device)
     try:
         atlas = open_atlas(release)
@@ -179,7 +179,7 @@ def doctor(
     measured = quality(release)["saes"] if pack_folder(release) else {}
     stated = {Site.parse(name): float(row["l0"]) for name, row in measured.items()}
 
-    # 2. The model and its texts, where one is named.
+    # 2. The model, if one is named, and its texts.
     run: dict[str, Any] = {}
     if texts and not model:
         raise InvalidArgument("--texts are for a model to read, and none is named. Add --model.")
@@ -189,7 +189,7 @@ def doctor(
         from saeflow.experiments.sampling import expand, held_out, open_dataset
         from saeflow.sources.model import load_model
 
-        # texts of unknown length: enough of them even where each is short
+        # texts of unknown length: enough of them even if each is short
         found = held_out([open_dataset(source) for source in expand(texts or ["demo"])], max(20, tokens // 50), seed)
         run = {"model": load_model(model, device=device, prepend_bos=prepend_bos), "texts": found}
 

@@ -1,4 +1,4 @@
-"""`saeflow reproduce`: every experiment of the paper for a recipe, into one report; or what it will cost."""
+"""`saeflow reproduce`: run every experiment of the paper for a recipe and write one report, or estimate the cost."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def reproduce(
 ) -> int:
     """Run every experiment of the paper for a recipe, and write one report. A killed run resumes where it stopped.
 
-    Figures and tables are in the paper's order, each claim with a verdict, the interval it rests on and its control.
+    Figures and tables are in the paper's order. Each claim has a verdict, with the interval it rests on and its
+    control. The exit code is 1 if a stage failed.
 
     Args:
-        recipe: A recipe by name, or a .toml file; without one the recipes are listed.
+        recipe: Name of a recipe, or a .toml file; without it, the recipes are listed.
         dry_run: Estimate the cost, and stop: hours and memory on this machine.
         only: Figures and tables, such as fig5,table1; all by default.
-        release: Release of dictionaries: in place of the recipe's, a folder or a name of `saeflow releases`.
-        model: Language model: in place of the recipe's, such as a copy of it that `saeflow models` fetched.
+        release: Release of dictionaries: in place of the recipe's; a folder or a name of `saeflow releases`.
+        model: Language model: in place of the recipe's, such as a copy of it that `saeflow models get` fetched.
         out: Where to write: the folder of the run, reproduce-RECIPE by default.
-        judge: Judge of the texts: offline or llm, the recipe's choice by default.
-        llm_model: Name of the LLM: the recipe's by default.
+        judge: Judge of the texts: offline or llm, by default the recipe's.
+        llm_model: Name of the LLM: by default the recipe's, or else that of the environment.
     """
     from saeflow.reproduce.recipe import open_recipe
 
@@ -89,7 +90,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _show(made: Reproduction, *, as_json: bool) -> None:
-    """The stages with what they took, and where the report is."""
+    """Print the stages with the time and memory they took, and where the report is."""
     from saeflow.reproduce.recipe import short
 
     page = made.folder / "index.html"

@@ -1,7 +1,7 @@
-"""`saeflow plan` and `saeflow steer`: from a theme or some features to a plan, and to text with and without it.
+"""`saeflow plan` and `saeflow steer`: from a theme or features to a plan, and to text with and without it.
 
-Every sample is generated in a batch of exactly two rows, the steered and the unsteered text: the last bits of logits
-depend on what shares a batch, and a plan and a seed must give the same text each time.
+Every sample is generated in a batch of exactly two rows, the steered and the unsteered text. The last bits of logits
+depend on what shares a batch, and the same plan and seed must always give the same text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PlanFile = Annotated[Path | None, Out, ends_in(".json")]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Wanted:
-    """What `plan` and `steer` plan from.
+    """What `plan` and `steer` make a plan from.
 
     Attributes:
         theme: Theme to steer by: a name of the release's, or a .toml file.
@@ -76,12 +76,12 @@ class Wanted:
             direction: activate or suppress.
             strength: s, to activate; None for 1.
             cuts: where graphs are cut.
-            atlas: has the nulls of calibrated thresholds.
+            atlas: has the nulls that calibrated thresholds need.
             more: further fields of the request.
 
         Raises:
-            InvalidArgument: for a value outside its range or one that would be ignored, or neither a theme nor
-                features to start from.
+            InvalidArgument: for a value that is out of range or would be ignored, or without a theme or features to
+                start from.
         """
         from saeflow.steering.ask import default_schedule
         from saeflow.steering.build import PlanRequest
@@ -134,13 +134,14 @@ def plan(
         suppress: Steer away from the features.
         strength: Strength of activation: 1 by default, within --budget-total.
         drop: Features to leave out.
-        min_score: Leave out features whose path to a start has an edge below it.
+        min_score: Leave out features whose best path to a start has an edge with a lower score.
         min_output_score: Leave out features with a lower output score: Arad et al. 2025.
         budget_layer: The most that a layer may change, as a share of the centred norm: 0.1 is 10 %.
-        budget_total: The most that all layers together may change, as a share of the centred norm: 0.4 without
-            --strength, where the model can be run.
+        budget_total: The most that all layers together may change, as a share of the centred norm: by default 0.4 to
+            activate without --strength, if the model is known and --no-shares is not given; otherwise no limit.
         shares: Run the model to measure shares of the centred norm.
-        texts: Where texts come from: those that shares are measured on, the theme's examples by default.
+        texts: Where texts come from: those that shares are measured on; by default the theme's examples, or else texts
+            of the demo.
         out: Where to write: the plan (.json), to edit.
     """
     from saeflow.matching.atlas import open_atlas
@@ -176,7 +177,7 @@ def plan(
 def _built(
     request: PlanRequest, atlas: Atlas, options: ModelOptions, texts: Sequence[str]
 ) -> tuple[SteeringPlan, DictionarySet | None, LanguageModel | None]:
-    """`plan_from_names` with a bar for output scores, which take a while."""
+    """`plan_from_names`, with a progress bar for output scores, which take a while."""
     from saeflow.steering.ask import plan_from_names
 
     with progress("output scores") if request.min_output_score is not None else nullcontext() as bar:
@@ -184,7 +185,7 @@ def _built(
 
 
 def show_plan(made: SteeringPlan) -> None:
-    """Print a plan: its steps, what was left out and why, and its shares of the centred norm where they are known."""
+    """Print a plan: its steps, what was left out and why, and its shares of the centred norm if they are known."""
     from saeflow.interventions import EVERYWHERE
 
     name = "strength" if made.direction is SteeringDirection.ACTIVATE else "r"
@@ -245,20 +246,20 @@ def steer(
     out: PlanFile = None,
     as_json: Json = False,
 ) -> None:
-    """Write steered next to unsteered text, as it comes. The same plan and seed give the same text.
+    """Write steered text next to unsteered text, token by token. The same plan and seed give the same text.
 
     Args:
-        prompt: What the texts continue from.
+        prompt: What the texts continue.
         plan: File of a plan, as --out or `saeflow plan` wrote it.
         suppress: Steer away from the features.
         strength: Strength of activation: 1 by default, within --budget-total.
-        budget_total: The most that all layers together may change, as a share of the centred norm: 0.4 without
-            --strength.
+        budget_total: The most that all layers together may change, as a share of the centred norm: by default 0.4 to
+            activate without --strength; otherwise no limit.
         samples: Number of samples: with consecutive seeds.
-        seed: Random seed: that of the first sample.
-        max_new_tokens: Length of the texts; by default 36 to activate and 96 to suppress.
-        temperature: Temperature of sampling; 0 is greedy, the paper takes 1.27.
-        top_p: Probability of the nucleus; the paper takes 0.7.
+        seed: Random seed: of the first sample.
+        max_new_tokens: Length of the texts; by default 36 tokens to activate and 96 to suppress.
+        temperature: Temperature of sampling; 0 is greedy, the paper uses 1.27.
+        top_p: Probability of the nucleus; the paper uses 0.7.
         out: Where to write: the plan (.json), to edit and repeat.
     """
     from saeflow.sources.library import load_dictionaries
@@ -267,7 +268,7 @@ def steer(
     from saeflow.steering.plan import load_plan
     from saeflow.steering.theme import LENGTHS
 
-    # 1. What was asked, refused before anything is loaded.
+    # 1. Refuse what does not fit together before anything is loaded.
     length = LENGTHS[SteeringDirection.ACTIVATE] if max_new_tokens is None else max_new_tokens
     sampling = Sampling(length, temperature, top_p)
     given = {"--theme": wanted.theme, "--starts": wanted.starts, "--suppress": suppress}
@@ -324,7 +325,7 @@ def steer(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Steered and unsteered texts of the same seeds."""
+    """Generates and shows pairs of a steered and an unsteered text with the same seed."""
 
     plan: SteeringPlan
     model: LanguageModel
@@ -340,7 +341,7 @@ class _Pairs:
         return generate(self.model, self.dictionaries, requests, self.sampling, on_token=on_token)
 
     def print(self, seed: int) -> None:
-        """Both texts of a seed as they come in a terminal, or as lines; and how far the plan moved the stream."""
+        """Print both texts of a seed, live in a terminal or else as lines, and how much the plan changed."""
         from rich.console import Console
 
         print(f"\nseed {seed}", flush=True)
@@ -364,7 +365,7 @@ class _Pairs:
             )
 
     def to_json(self, release: str, made: Sequence[Sequence[Generation]]) -> Row:
-        """Everything as plain values."""
+        """All texts, with their plan and settings, as plain values."""
         return {
             "release": release,
             "model": self.model.name,
@@ -388,13 +389,13 @@ class _Pairs:
 
 
 def _line(text: str) -> str:
-    """A text on one line."""
+    """A text on one line, with backslashes and line breaks escaped."""
     return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 @contextmanager
 def _live(console: Console, prompt: str) -> Generator[Callable[[Sequence[str]], None]]:
-    """Two columns that grow; the last state stays."""
+    """Yield a function that shows two growing texts in columns; the final state stays on the screen."""
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`saeflow themes`, `themes find` and `find`: the themes there are, new ones, and features to start one from."""
+"""`saeflow themes`, `themes find` and `find`: list themes, find new ones, and find features to start one from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from saeflow.steering.theme import Theme
 
 DEMO_BACKGROUND = 80
-"""Texts of each domain of the demo pack that are its background."""
+"""How many texts of each domain of the demo pack are its background."""
 
 
 def themes_list(
@@ -43,7 +43,7 @@ def themes_list(
     """List the themes to steer by: subject, start features and tasks. With a name, show one theme in full.
 
     Args:
-        theme: Theme to steer by: a name or a .toml file, to show in full; "found" lists those that find found.
+        theme: Theme to steer by: a name or a .toml file, to show in full; "found" lists those of `themes find`.
     """
     from saeflow.steering.theme import load_theme
     from saeflow.steering.theme import themes as known
@@ -115,17 +115,17 @@ def themes_find(
     out: Annotated[Path | None, OutFolder] = None,
     as_json: Json = False,
 ) -> int:
-    """Find themes that a release's own features offer: one start feature each, keywords, examples and both tasks.
+    """Find themes that a release's own features offer: each with a start feature, keywords, examples and both tasks.
 
-    Nothing is steered: a theme is taken for how clearly its words tell the texts that its feature fires on. The exit
-    code is 1 where there is none.
+    Nothing is steered: a theme is chosen for how clearly its keywords identify the texts that its feature fires on. The
+    exit code is 1 if none is found.
 
     Args:
-        texts: Where texts come from: of the kinds the model writes; those of the release's pack by default, but for its
-            Python code and the texts that the offline judge learns from.
+        texts: Where texts come from: texts of the kinds the model writes; by default those of the pack, except Python
+            code and the texts that the offline judge learns from.
         n_themes: Number of themes: at most, the clearest first.
         prompt: Prompt of texts steered towards the theme.
-        seed: Random seed: the halves of the texts, and unsteered samples.
+        seed: Random seed: of the halves of the texts, and of the unsteered samples.
         out: Where to write: a folder, with a file for each theme.
     """
     from saeflow.experiments.sampling import PYTHON, expand, read_texts
@@ -206,22 +206,22 @@ def find(
     seed: int = 0,
     as_json: Json = False,
 ) -> int:
-    """Find features to start a theme from, by words or by example texts. The exit code is 1 where there are none.
+    """Find features to start a theme from, by words or by example texts. The exit code is 1 if there are none.
 
-    By words, features are ordered by how well their label and tokens match. By texts, by Hedges' g: the difference
-    between their mean activations on texts and on background, in standard deviations; `held out` is the same on texts
-    that took no part in choosing, and p is corrected for all features looked at.
+    By words, features are sorted by how well their label and tokens match. By texts, they are sorted by Hedges' g: the
+    difference between their mean activations on the texts and on the background, in standard deviations. `held out` is
+    the same on texts that had no part in the choice, and p is corrected for all features examined.
 
     Args:
         words: Words to look for: in what is known about features.
         theme: Theme to steer by: its examples are the texts.
-        background: Other texts to compare with: by default all domains of the demo pack, and with --theme the
-            examples of the release's other themes.
+        background: Other texts to compare with: by default all domains of the demo if it is the release, and with
+            --theme the examples of the release's other themes.
         limit: Rows to print: the best first.
         min_share: Share of the texts that a feature must fire on.
-        fdr: False-discovery rate: that of what is found by texts.
+        fdr: False-discovery rate: among the features found by texts.
         hold_out: Choose on half of the texts and measure again on the others.
-        seed: Random seed: which texts are taken and how they are split.
+        seed: Random seed: of the choice of texts, and of their halves.
     """
     if sum(map(bool, (words, texts, theme))) != 1:
         raise InvalidArgument("say what to look for with one of --words, --texts and --theme.")
@@ -242,7 +242,7 @@ def find(
     from saeflow.experiments.sampling import read_texts
 
     examples = read_texts(texts, n_texts, seed) if texts else _examples_of(release, theme)
-    # examples of other themes are written in one hand with those of a theme: what tells them apart is the subject
+    # examples of the other themes have the same author as those of this one, and differ from them only in subject
     others = read_texts(background, n_texts, seed) if background else _default_background(release, theme, seed)
     from saeflow.sources.library import load_dictionaries
     from saeflow.steering.starts import find_by_texts
@@ -308,7 +308,7 @@ def _examples_of(release: str, name: str) -> list[str]:
     """The examples of a theme.
 
     Raises:
-        InvalidArgument: where it has none.
+        InvalidArgument: when it has none.
     """
     found = _theme_of(release, name)
     if not found.examples:
@@ -317,10 +317,10 @@ def _examples_of(release: str, name: str) -> list[str]:
 
 
 def _default_background(release: str, theme: str, seed: int) -> list[str]:
-    """The demo pack's texts, and with a theme the examples of the release's other themes.
+    """Texts of the demo pack if it is the release, and with a theme the examples of the release's other themes.
 
     Raises:
-        InvalidArgument: where there are none.
+        InvalidArgument: when there are none.
     """
     from saeflow.experiments.sampling import read_texts
     from saeflow.steering.theme import themes as known
@@ -338,7 +338,7 @@ def _default_background(release: str, theme: str, seed: int) -> list[str]:
 
 
 def _words_and_sites(atlas: str) -> tuple[Words, list[Site]]:
-    """The words with an atlas, and the residual sites it covers."""
+    """The words of an atlas's release, and the residual sites of the atlas."""
     from saeflow.ids import Part
     from saeflow.labels import words_for
     from saeflow.matching.atlas import open_atlas
@@ -348,7 +348,7 @@ def _words_and_sites(atlas: str) -> tuple[Words, list[Site]]:
 
 
 def _words_if_any(release: str, atlas: str) -> Words:
-    """The words with an atlas; none where the release has no atlas, for labels are not needed here."""
+    """The same words; none if the atlas of the release cannot be opened, since labels are not needed here."""
     from saeflow.errors import SaeflowError
     from saeflow.labels import no_words
 

@@ -38,22 +38,23 @@ def trace(
 ) -> None:
     """Print what happened at a token of a text: active features, joined by measured edges; with -o FILE also write it.
 
-    An edge has the cosine of its features and its effect: how much of the child goes when the parent is removed.
+    An edge has an effect, the share of the child's value that is lost when the parent is removed; an edge between
+    features also has their cosine.
 
     Args:
         text: The text.
         token: Token whose prediction is traced, from 0; -1 is the last.
         before: Earlier tokens to trace too, through attention.
-        target: Token whose logit the graph explains, such as " girl"; the most likely by default.
-        against: What to compare with: a token whose logit is taken off, the mean of all by default.
-        effect: Smallest effect, either way, of an edge that is kept.
-        cosine: Smallest cosine of an edge between features that is kept; all by default.
-        share: Smallest share of its site's reconstruction of a feature that is kept; all by default.
+        target: Token whose logit the graph explains, such as " girl"; the most likely token by default.
+        against: What to compare with: a token whose logit is subtracted, by default the mean of all logits.
+        effect: Smallest absolute effect of a kept edge.
+        cosine: Smallest cosine of a kept edge between features; by default all are kept.
+        share: Smallest share of its site's reconstruction that a kept feature has; by default all are kept.
         pins: Nodes that are never pruned, such as 4/res/123@7.
         k: Matches per feature: how many at each site count as named by the weights.
         logits: Top output tokens to show.
         random_graphs: Random graphs of the same size that completeness and faithfulness are compared with.
-        seed: Random seed: controls and random graphs.
+        seed: Random seed: of the controls and the random graphs.
     """
     from saeflow.labels import words_for
     from saeflow.prompt_graph import Pruning
@@ -65,7 +66,7 @@ def trace(
     if not text.strip():
         raise InvalidArgument("--text is empty. Give the words of a text.")
     for name in formats:
-        format_named(name)  # refuses an unknown one before anything is loaded
+        format_named(name)  # refuses an unknown format before anything is loaded
     graph = trace_text(
         text,
         release,

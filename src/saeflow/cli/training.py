@@ -1,4 +1,4 @@
-"""`saeflow train`: SAEs and transcoders at chosen sites of a model, from texts of one's own (section 4.1)."""
+"""`saeflow train`: train SAEs and transcoders at chosen sites of a model, on any texts (section 4.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _FASTER: Final = 1.5
-"""From this factor on, a faster dtype is worth a word."""
+"""A dtype that is more than this many times as fast is suggested."""
 
 
 def train(
@@ -72,34 +72,33 @@ def train(
 ) -> None:
     """Train SAEs or transcoders at sites of a model; activations are streamed once for all of them.
 
-    Writes sae-lens folders that every other command opens, and metrics.jsonl. A killed run resumes from its last
-    checkpoint to the same weights. With --shards or an engine, groups of sites are trained separately, to the same
-    weights; all workers must see --out.
+    Writes folders in the format of sae-lens, which every other command opens, and metrics.jsonl. A killed run resumes
+    from its last checkpoint and ends with the same weights. With --shards or an engine, groups of sites are trained
+    separately, also with the same weights in the end; all workers must see --out.
 
     Args:
         model: Language model: "demo", a folder, or a name on the hub.
         out: Where to write: the folder of the run; a killed run resumes there.
-        sites: Sites, or parts at all layers: 12/res,13/mlp or res; also z (heads, before their projection), and
-            mlp_in or mid for a transcoder that predicts mlp.
-        layers: Layers, such as 2,3 or 6-9: those of parts in --sites, all by default.
+        sites: Sites, or parts at all layers: 12/res,13/mlp or res; also z (the heads' outputs before the projection),
+            and mlp_in or mid for a transcoder that predicts mlp.
+        layers: Layers, such as 2,3 or 6-9: for the parts in --sites, all by default.
         architecture: Kind of dictionary: jumprelu is that of Gemma Scope, jumprelu-l0 that of Gemma Scope 2.
         width: Features of a dictionary: one number, or one for each of --sites.
-        l0: Active features per token: the target, or k. 0 stands for 3 % of d_model, and for no target with jumprelu
-            and --penalty.
+        l0: Active features per token: the target, or k. 0 means 3 % of d_model; with jumprelu and --penalty, no target.
         tokens: Total number of tokens: those to train on.
         batch: Tokens per step.
         lr: Peak learning rate.
         lr_warm_up: Share of the steps over which the learning rate rises.
         lr_decay: Share of the steps over which the learning rate falls to 0.
-        beta1: Adam's first decay; Gemma Scope has 0.
+        beta1: Adam's first decay; Gemma Scope uses 0.
         penalty: Coefficient of the L0 penalty, or of the loss of dead features.
         penalty_warm_up: Share of the steps over which the L0 penalty grows.
         bandwidth: Bandwidth of the gradient of thresholds.
         threshold: Where thresholds start.
         unit_decoder: Keep decoder rows at norm 1 in every step.
-        centre: Subtract the mean activation: it is folded in at the end.
+        centre: Subtract the mean activation: it is folded into the dictionaries at the end.
         init: Release or folder of dictionaries to start from.
-        max_length: Maximum length of a text, in tokens: those of a window at most.
+        max_length: Maximum length of a text, in tokens: longer texts are cut into windows of this length.
         windows: Windows in one forward pass.
         buffer: Rows in the shuffle buffer.
         half: Keep the buffer in bfloat16.
@@ -110,11 +109,11 @@ def train(
         loss_every_time: Measure the model's loss each time, not only at the end.
         checkpoint_every: Tokens between checkpoints; 0 for none.
         checkpoint_minutes: Minutes between checkpoints, whatever the tokens; 0 for none.
-        keep_every: Tokens between dictionaries that are kept, for a chain: in OUT-steps; 0 for none.
+        keep_every: Tokens between dictionaries that are kept, for a chain: in the folder OUT-steps; 0 for none.
         trainer: Trainer: sparse (saeflow's own), or sae-lens (the extra train).
         dtype: Data type of the model: what it computes in.
-        seed: Random seed: the first weights, texts, shuffling.
-        shards: Train the sites in this many groups, each separately; 0 for one here, and one per worker elsewhere.
+        seed: Random seed: of the first weights, the order of the texts and the shuffling.
+        shards: Train the sites in this many groups, each separately; 0 for one here, or one per worker of an engine.
         dry_run: Estimate the cost, and stop: memory, disk and time.
     """
     import torch
@@ -199,7 +198,7 @@ def train(
 
 
 def texts_of_pass(datasets: Sequence[Dataset], seed: int, number: int) -> Iterable[str]:
-    """Texts of a pass over datasets: one of each in turn, in an order that the seed and the pass's number set."""
+    """The texts of one pass over datasets, one of each in turn; the seed and the pass's number set their order."""
     for turn in zip_longest(*(dataset.read(seed + number) for dataset in datasets)):
         yield from (text for text in turn if text is not None)
 
@@ -213,7 +212,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     from saeflow.training.shards import grouped
     from saeflow.training.text_run import n_vocabulary, product_seconds
 
-    # 1. Bytes of the largest shard, with widths from one short text.
+    # 1. The most bytes of each kind that a shard takes; the widths come from one short text.
     lm, settings = run.model, run.settings
     points = tuple(dict.fromkeys(point for target in run.targets for point in target.points))
     captured = lm.capture(lm.tokenize(["a"]), points)
@@ -227,7 +226,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
     needed = {"model": lm.hf_model.get_memory_footprint()} | {key: max(one[key] for one in each) for key in each[0]}
     needed["peak"] = sum(needed[key] for key in ("model", "dictionaries", "buffer", "measuring"))
 
-    # 2. These and the seconds in this process as lines and rows.
+    # 2. These, and the time that the run takes in this process, as lines and rows.
     pace = run.probe()
     seconds = round(pace.seconds(settings), 1)
     about = {
@@ -251,7 +250,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
         at = f" at the target L0, {settings.sparsity.l0:g}, and at that of the first weights, {pace.first_l0:.0f}"
     summary["time"] = f"about {duration(seconds)} here, from three steps{at}, and a measurement"
 
-    # 3. On the CPU, whether the other dtype is faster.
+    # 3. On the CPU, whether another dtype is faster.
     if lm.device.type == "cpu":
         taken = {str(dtype).removeprefix("torch."): s for dtype, s in product_seconds(lm).items()}
         data["seconds of a product"] = {name: float(f"{s:.3g}") for name, s in taken.items()}
@@ -266,7 +265,7 @@ def _show_needs(run: TextRun, shards: int, *, as_json: bool) -> None:
 
 
 def _show(done: Trained, settings: TrainingSettings, *, as_json: bool) -> None:
-    """Print how good the dictionaries are, and which missed their L0."""
+    """Print the quality of the dictionaries, and which of them missed the target L0."""
     from saeflow.training.record import missed_by
 
     target = settings.sparsity.l0

@@ -1,7 +1,7 @@
-"""The words of options: one word, one meaning. Here are the old words, which work for one release, and ranges.
+"""The names of options: old names, which work for one more release, and ranges of values.
 
-The first clause of an option's help, up to a colon, semicolon or full stop, is its meaning: the same in every command.
-What follows it is the command's own. `docs/reference/options.md` is made from them.
+A name has the same meaning in every command: the first clause of its help, up to a colon, semicolon or full stop. What
+follows that clause is particular to the command. `docs/reference/options.md` is made from these meanings and old names.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ OLD: Final = (
     ("--save", "--out", ("steer",)),
     ("--figure", "--out", ("graph", "agreement", "atlas calibrate")),
 )
-"""Old word, new word, and the commands that had the old one."""
+"""(old name, new name, commands that had the old one)."""
 
 NUMBER_OF_TEXTS: Final = ("origins", "deactivate")
-"""Where --texts was a number."""
+"""The commands in which --texts was a number."""
 
 TURNED: Final[Mapping[tuple[str, str], Sequence[str]]] = MappingProxyType(
     {
@@ -54,19 +54,18 @@ TURNED: Final[Mapping[tuple[str, str], Sequence[str]]] = MappingProxyType(
         ("sweep", "both"): (),
     }
 )
-"""What --direction was in commands that steer."""
+"""What replaces --direction in commands that steer, by command and value."""
 
 
 def modern(command: str, words: Sequence[str], known: Collection[str]) -> tuple[list[str], list[str]]:
-    """The words of a command with today's options, and what was said in the words of the release before.
+    """The words of a command with old option names replaced, and a note for each old name used.
 
-    A singular stands for its plural and the other way round, where the command knows but one of them; that is no old
-    word.
+    A singular is also replaced by its plural, or the reverse, if the command has only that form; this adds no note.
 
     Args:
         command: one word or two.
         words: what follows the command.
-        known: the options it has.
+        known: the options of the command.
     """
     today: list[str] = []
     said: dict[str, str] = {}
@@ -104,7 +103,7 @@ def _is_number(text: str) -> bool:
 
 
 def _number_of(option: str, known: Collection[str]) -> str:
-    """An option in the number, singular or plural, that a command knows."""
+    """An option in the form that a command has, singular or plural."""
     if not option.startswith("--") or option in known:
         return option
     other = option.removesuffix("s") if option.endswith("s") else f"{option}s"
@@ -112,13 +111,13 @@ def _number_of(option: str, known: Collection[str]) -> str:
 
 
 def repeated(words: Sequence[str], left: Sequence[str], lists: Collection[str]) -> list[str] | None:
-    """The words with an option before each value that follows its first one: `--sites res mlp` has two.
+    """The words with an option repeated before each further value: `--sites res --sites mlp` for `--sites res mlp`.
 
-    None where what is left over does not stand right behind the value of an option that takes several.
+    None unless the words left over come directly after the first value of an option that takes several.
 
     Args:
-        words: of a command.
-        left: the words that the command could not place.
+        words: the words of a command.
+        left: the words left over, which the command could not place.
         lists: its options that take several values.
     """
     n = len(left)
@@ -156,7 +155,7 @@ _OF_WORDS: Final = {
 RANGES: Final[Mapping[str, _Range]] = MappingProxyType(
     {word: range_ for words, range_ in _OF_WORDS.items() for word in words.split()}
 )
-"""The values that the option of a word may have, in every command."""
+"""The values that an option may have in every command, by its name."""
 
 SHORT: Final = MappingProxyType({"-k": "--k", "-n": "--samples", "-o": "--out", "-s": "--strength"})
-"""Words of one letter."""
+"""Options of one letter, and the options they stand for."""
