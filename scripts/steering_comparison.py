@@ -68,8 +68,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "layers": "10,12",
         "shares": "0.25,0.5",
         "factors": "0,-3",
-        "samples": 8,
-        "confirm": 24,
+        "samples": 16,
+        "confirm": 48,
     },
 }
 """What is tried on a release where nothing else is said."""
