@@ -349,7 +349,7 @@ def side_by_side(results: Results, fresh: Cells) -> str:
 
 
 def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[str]]) -> str:
-    """The judge's behaviour against how many of a theme's keywords a text has: they come from other texts."""
+    """The judge's behaviour against how many of a theme's keywords a text has: they are not taken from its examples."""
     rows = pd.DataFrame(results.columns("theme", "direction", "text"))
     rows = rows.assign(b=cells.texts["behavior"].to_numpy(), cell=cells.texts["cell"].to_numpy())
     lines = [["theme", "texts", "Spearman's rho, texts", "rho, settings"]]
@@ -363,8 +363,8 @@ def agreement(results: Results, cells: Cells, keywords: Mapping[str, Sequence[st
     if not found:
         return "The themes have no keywords.\n"
     said = (
-        "Behaviour as the classifier marks it, against how many different keywords a text has. Keywords come from "
-        f"other texts than the classifier's examples. Mean over themes, of settings: {fmean(found):.2f}.\n"
+        "Behaviour as the classifier marks it, against how many different keywords a text has. Keywords were not taken "
+        f"from the classifier's examples. Mean over themes, of settings: {fmean(found):.2f}.\n"
     )
     return f"{said}\n{table(lines)}"
 

@@ -42,6 +42,9 @@ def test_one_theme_is_shown_in_full(run):
     told = json.loads(run("themes", "demo", "physics", "--json")[1])
     assert told["examples"] == list(theme.examples)
     assert told["activate"] == {"prompt": "I think", "asked": theme.activate.asked, "max_new_tokens": 36}
+    assert told["keywords"] == []
+    code, out, _ = run("themes", "smollm2-135m", "sea")
+    assert "\nkeywords: sea, seas, ocean, ship, " in out
 
 
 def test_a_theme_of_a_file_is_shown_and_one_task_may_be_missing(run, tmp_path):

@@ -74,6 +74,8 @@ def themes_list(
     for key in ("activate", "suppress"):
         for inner, value in (row[key] or {}).items():
             print(f"{key} {inner}: {value}")
+    if shown.keywords:
+        print(f"keywords: {', '.join(shown.keywords)}")
     for subject in shown.subjects:
         print(f"rubric: {subject}")
     print(f"note: {shown.note}\n\n{len(shown.examples)} examples:")
@@ -89,6 +91,7 @@ def _theme_row(theme: Theme) -> Row:
         "starts": [str(start) for start in theme.starts],
         "activate": theme.activate and asdict(theme.activate),
         "suppress": theme.suppress and asdict(theme.suppress),
+        "keywords": list(theme.keywords),
         "subjects": list(theme.subjects),
         "examples": len(theme.examples),
         "note": theme.note,
