@@ -1,6 +1,5 @@
 """Figures: the same rows are the same bytes, numbers drawn are the table's, gaps are no crash."""
 
-import functools
 import itertools
 import re
 import subprocess
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+import saeflow.paper
 from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import SummaryTable
 from saeflow.paper import (
@@ -54,10 +54,9 @@ def first(table, medium=PAGE):
     return draw(table, medium=medium)[0].figure
 
 
-@functools.cache
 def printed(table, medium=PAGE):
-    """The plates of a table, each with its SVG: drawn once for all tests that look at them."""
-    return tuple((plate, printed_svg(plate.figure)) for plate in draw(table, medium=medium))
+    """The plates of a table, each with its SVG."""
+    return tuple((plate, plate.svg) for plate in draw(table, medium=medium))
 
 
 def first_printed(table, medium=PAGE):
@@ -178,6 +177,17 @@ def test_methods_get_a_figure_each():
     plates = draw(every_table()["transition"])
     assert [(p.name, p.of) for p in plates] == [("transition-cosine", "cosine"), ("transition-pearson", "pearson")]
     assert texts(plates[0].figure) != texts(plates[1].figure)
+
+
+def test_what_looks_the_same_is_drawn_once(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(saeflow.paper, "printed_svg", lambda figure: drawn.append(figure) or printed_svg(figure))
+    table = replace(SMALL["by_rescale"], title="Drawn once")
+    (plate, *_), (again, *_), (narrow, *_) = draw(table), draw(table), draw(table, medium=PHONE)
+    assert plate.svg == again.svg == printed_svg(first(table))
+    assert len(drawn) == 1
+    (named, *_) = draw(replace(table, title="Drawn anew"))
+    assert len({plate.svg, narrow.svg, named.svg}) == len(drawn) == 3
 
 
 @pytest.mark.parametrize("name", ["shares_by_dataset", "methods", "table_1", "by_strategy", "by_rescale"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Final
 
@@ -26,26 +27,50 @@ from saeflow.errors import InvalidArgument
 from saeflow.experiments.results import Cell, SummaryTable
 from saeflow.paper.frame import Frame
 from saeflow.paper.kinds import Drawing
-from saeflow.paper.saving import save, svg_text
+from saeflow.paper.saving import printed_svg, save, svg_text
 from saeflow.paper.style import COLUMN, MEDIA, PAGE, PHONE, SPREAD, Medium, house, nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Plate:
-    """A finished figure.
+    """A figure of a table.
 
     Attributes:
         name: a file name without extension, unique within a table.
         of: the column values it shows, in words; empty for a table that is not split by values.
-        figure: as drawn.
+        rows: the rows that it shows.
+        medium: where it will be shown.
         keys: those values by column.
     """
 
     name: str
     of: str
-    figure: Figure
+    rows: Frame
+    medium: Medium
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    @cached_property
+    def figure(self) -> Figure:
+        """The figure, drawn when first asked for."""
+        with house(self.medium.text):
+            return _painted(FIGURES[self.rows.name], self.rows, self.medium, self.of)
+
+    @property
+    def svg(self) -> bytes:
+        """The SVG from matplotlib, for `svg_text`; what looks the same as an earlier figure is not drawn again."""
+        looks = repr((self.rows, self.medium, self.of))
+        printed = _PRINTED.get(looks)
+        if printed is None:
+            if len(_PRINTED) >= PRINTS:
+                _PRINTED.clear()
+            printed = _PRINTED[looks] = printed_svg(self.figure)
+        return printed
+
+
+PRINTS: Final = 256
+"""The most figures whose SVG is kept: a report shows again what the pages of its stages showed."""
+_PRINTED: Final[dict[str, bytes]] = {}
+"""SVG by what determines it."""
 
 _MODULES: Final = (
     "fig05_layers fig12_datasets fig03_scores fig14_separability fig04_activity fig13_contexts fig17_counts "
@@ -62,9 +87,9 @@ FIGURES: Final[Mapping[str, Drawing]] = {
 
 
 def draw(table: SummaryTable, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
-    """Draw the figures of a table: one, or one for each method, strategy, or theme and direction it holds.
+    """The figures of a table: one, or one for each method, strategy, or theme and direction it holds.
 
-    A table without rows gives a figure that says so.
+    They are drawn when they are first used. A table without rows gives a figure that says so.
 
     Raises:
         InvalidArgument: for a table without a figure (the message lists those with one), or one that lacks a
@@ -80,20 +105,17 @@ def draw(table: SummaryTable, *, medium: Medium = PAGE) -> tuple[Plate, ...]:
             f"table {frame.name!r} lacks the column {', '.join(missing)}; it has {', '.join(frame.columns)}. "
             "Write the summary again."
         )
-    with house(medium.text):
-        parted = _parted(frame, drawing.each)
-        if len(parted) < 2:
-            keys = parted[0][0] if parted else {}
-            of = ", ".join(keys.values())
-            return (Plate(frame.name, of, _painted(drawing, frame, medium, of), keys),)
-        plates: list[Plate] = []
-        names: set[str] = set()
-        for keys, rows in parted:
-            of = ", ".join(keys.values())
-            slugs = (re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-") or "other" for value in keys.values())
-            name = _new_name("-".join((frame.name, *slugs)), names)
-            plates.append(Plate(name, of, _painted(drawing, rows, medium, of), keys))
-        return tuple(plates)
+    parted = _parted(frame, drawing.each)
+    if len(parted) < 2:
+        keys = parted[0][0] if parted else {}
+        return (Plate(frame.name, ", ".join(keys.values()), frame, medium, keys),)
+    plates: list[Plate] = []
+    names: set[str] = set()
+    for keys, rows in parted:
+        slugs = (re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-") or "other" for value in keys.values())
+        name = _new_name("-".join((frame.name, *slugs)), names)
+        plates.append(Plate(name, ", ".join(keys.values()), rows, medium, keys))
+    return tuple(plates)
 
 
 def reading(table: SummaryTable) -> str:

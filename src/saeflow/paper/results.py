@@ -23,7 +23,7 @@ from saeflow.experiments.results import Results, RunRecord, SummaryTable
 from saeflow.files import write_atomic
 from saeflow.paper import FIGURES, PAGE, PHONE, Frame, draw, reading, svg_text
 from saeflow.paper.samples import samples_html
-from saeflow.paper.saving import printed_svg, stylesheet
+from saeflow.paper.saving import stylesheet
 from saeflow.report.document import document, templates
 from saeflow.report.tables import duration
 from saeflow.report.tokens import one_line
@@ -232,24 +232,22 @@ def drawn_section(
     """
     from markupsafe import Markup
 
+    found: list[ShownPlate] = []
     try:
         frame = Frame.read(table)
-        pairs = zip(draw(frame, medium=PAGE), draw(frame, medium=PHONE), strict=True)
+        for wide, narrow in zip(draw(frame, medium=PAGE), draw(frame, medium=PHONE), strict=True):
+            picked = {key: wide.keys[key] for key in _PICKED if key in wide.keys}
+            sentence = reading(frame.where(**wide.keys)) if own and picked else ""
+            label = one_line(". ".join(word for word in (frame.title, wide.of, sentence or said) if word))
+            forms = [
+                Markup(svg_text(plate.svg, prefix=f"{prefix}{wide.name}-{kind}-", label=label, captioned=False))  # noqa: S704
+                for kind, plate in (("on-page", wide), ("on-phone", narrow))
+            ]
+            if written is not None:
+                written(wide.name, wide.svg)
+            found.append(ShownPlate(wide.of, picked, forms[0], forms[1], sentence))
     except InvalidArgument as error:
         return Section(table, said, problem=str(error))
-    found: list[ShownPlate] = []
-    for wide, narrow in pairs:
-        picked = {key: wide.keys[key] for key in _PICKED if key in wide.keys}
-        sentence = reading(frame.where(**wide.keys)) if own and picked else ""
-        label = one_line(". ".join(word for word in (frame.title, wide.of, sentence or said) if word))
-        printed = printed_svg(wide.figure)
-        if written is not None:
-            written(wide.name, printed)
-        forms = [
-            Markup(svg_text(figure, prefix=f"{prefix}{wide.name}-{kind}-", label=label, captioned=False))  # noqa: S704
-            for kind, figure in (("on-page", printed), ("on-phone", narrow.figure))
-        ]
-        found.append(ShownPlate(wide.of, picked, forms[0], forms[1], sentence))
     return Section(table, said, tuple(found))
 
 
