@@ -24,7 +24,7 @@ PARTS = {
     "products": ("Cosine top-k in the product that is fastest", "topk.py --size 8192 --repeats 3 --only-ours"),
     "permutation": ("One-to-one assignment", "permutation.py --size 8192 --width 2304 --repeats 1"),
     "pearson": ("Pearson correlation over 100,000 tokens, 100 features active on each", "pearson.py"),
-    "atlas": ("An atlas and its searches", "chain.py --layers 3 --features 8192"),
+    "atlas": ("An atlas and its searches", "chain.py --layers 3"),
     "chain": ("A release in the shape of Gemma Scope 2B", "chain.py"),
     "causal": ("Causal trials", "causal.py"),
     "prompt_graph": ("The graph of a prompt", "prompt_graph.py"),

@@ -342,7 +342,7 @@ no_words: Words = _NoWords()
 
 
 def _texts(found: Any) -> tuple[str, ...]:
-    if isinstance(found, str) or not all(isinstance(text, str) for text in found):
+    if isinstance(found, str) or not set(map(type, found)) <= {str}:
         raise TypeError(f"{found!r} is no list of texts")
     return tuple(found)
 
@@ -351,10 +351,17 @@ def _context(found: Mapping[str, Any]) -> Context:
     quantile = found.get("quantile")
     return Context(
         _texts(found["tokens"]),
-        tuple(map(_number, found["values"])),
+        _numbers(found["values"]),
         str(found.get("source", "")),
         None if quantile is None else _number(quantile),
     )
+
+
+def _numbers(found: Any) -> tuple[float, ...]:
+    values = tuple(map(float, found))
+    if set(map(type, found)) <= {int, float} and math.isfinite(sum(values)):  # a release has millions of them
+        return values
+    return tuple(map(_number, found))
 
 
 def _number(found: Any) -> float:

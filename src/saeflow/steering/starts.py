@@ -93,15 +93,12 @@ def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 
     wanted = tuple(dict.fromkeys(sites))
     if not wanted or limit < 1:
         raise InvalidArgument(f"{len(wanted)} sites and limit = {limit} find nothing. Give 1 or more of both.")
-    rows = {site: words.site(site) for site in wanted}
-    if not any(rows.values()):
-        raise InvalidArgument(
-            f"nothing is known of features at {', '.join(map(str, wanted))}. Words lie in the folder `words` of an "
-            "atlas; without them, find features by example texts."
-        )
     hits: list[Candidate] = []
-    for site, of_site in rows.items():
-        for index, known in enumerate(of_site):
+    some = False
+    for site in wanted:
+        rows = words.site(site)
+        some = some or bool(rows)
+        for index, known in enumerate(rows):
             if known is None:
                 continue
             met = [_met(known, term) for term in terms]
@@ -113,6 +110,11 @@ def find_by_words(words: Words, query: str, sites: Iterable[Site], limit: int = 
             why = "; ".join(f"{term}: {', '.join(where)}" for term, (_, where) in zip(terms, met, strict=True) if where)
             feature = FeatureId(site, index)
             hits.append(Candidate(feature, known.label, round(effect, 6), share, frequency, None, why))
+    if not some:
+        raise InvalidArgument(
+            f"nothing is known of features at {', '.join(map(str, wanted))}. Words lie in the folder `words` of an "
+            "atlas; without them, find features by example texts."
+        )
     return sorted(hits, key=lambda hit: (-hit.effect, hit.feature))[:limit]
 
 
