@@ -5,8 +5,8 @@
 
 Each command runs in its own process, in an empty working folder. `seconds` is the median of the runs after the first;
 the note gives the first run and the processor time. `extra MB` is the peak memory of the whole process. Numbers of
-texts are small and equal for both releases; `saeflow reproduce RECIPE --dry-run` estimates the cost of other sizes. A
-command that fails in the other version has no row for that version.
+texts are small and equal for both releases; `saeflow reproduce RECIPE --dry-run` estimates the cost of other sizes. The
+other version may know options by their old names; a command that fails there has no row for it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from rich.progress import track
 
 from _timing import Row, arguments, memory, show
+from saeflow.cli.vocabulary import NUMBER_OF_TEXTS, OLD
 
 SUBJECTS = {
     "demo": ("4/res/72", "3/res", "playtime", "“Come,” said the man, and they went."),
@@ -36,14 +37,14 @@ COMMANDS = {
     "help": "--help",
     "releases": "releases",
     "graph": "graph {release} {feature}",
-    "graph html": "graph {release} {feature} -o g.html",
+    "graph html": "graph {release} {feature} --out g.html",
     "match": "match {release} {site} {below}",
     "atlas info": "atlas info {release}",
-    "atlas build": "atlas build {release} -o atlas",
+    "atlas build": "atlas build {release} --out atlas",
     "calibrate": "atlas calibrate {release} --atlas atlas",
     "labels show": "labels show {release} {feature}",
     "labels search": "labels search {release} reason",
-    "labels make": "labels make {release} --texts {release} --tokens 20000 -o words",
+    "labels make": "labels make {release} --texts {release} --tokens 20000 --out words",
     "doctor": "doctor {release}",
     "doctor with the model": "doctor {release} --model {release} --texts {release}",
     "agreement": "agreement {release}",
@@ -52,11 +53,12 @@ COMMANDS = {
     "steer": "steer {release} 'I think' --theme {theme}",
     "trace": "trace {release} --text 'She took the book and began to'",
     "deactivate a text": "deactivate {release} {feature} --text '{text}'",
-    "origins": "origins {release} --n-texts 4 --tokens-per-text 3 -o origins",
-    "deactivate": "deactivate {release} --n-texts 1 --tokens-per-text 3 --n-targets 10 -o deactivation",
-    "correlate": "correlate {release} --texts {release} --tokens 10000 -o pearson",
-    "transition": "transition {release} --layers {layer} --tokens 2000 --fit-tokens 5000 --n-loss-texts 2 --k 1,5 -o t",
-    "publish": "publish {release} -o site",
+    "origins": "origins {release} --n-texts 4 --tokens-per-text 3 --out origins",
+    "deactivate": "deactivate {release} --n-texts 1 --tokens-per-text 3 --n-targets 10 --out deactivation",
+    "correlate": "correlate {release} --texts {release} --tokens 10000 --out pearson",
+    "transition": "transition {release} --layers {layer} --tokens 2000 --fit-tokens 5000 --n-loss-texts 2 --k 1,5 "
+    "--out t",
+    "publish": "publish {release} --out site",
 }
 """The commands by name; files are written to the working folder, which is new for every run."""
 
@@ -73,7 +75,7 @@ def measure(command: str, source: str = "") -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         words = ["saeflow", *shlex.split(command)]
         if "--atlas atlas" in command:
-            _wait([*words[:1], "atlas", "build", words[3], "-o", "atlas"], folder, source)
+            _wait([*words[:1], "atlas", "build", words[3], "--out", "atlas"], folder, source)
         return _wait(words, folder, source)
 
 
@@ -98,6 +100,16 @@ def _wait(words: list[str], folder: str, source: str) -> tuple[float, float, flo
         raise SystemExit(f"{shlex.join(words)} ended with exit code {code}:\n{told.read_text()}")
     seconds = time.perf_counter() - began
     return seconds, used.ru_utime + used.ru_stime, memory(status=status)
+
+
+def with_old_names(command: str) -> str:
+    """A command as versions before the renaming of options took it."""
+    renamed = [(old, new) for old, new, commands in OLD if command.startswith(commands)]
+    if command.startswith(NUMBER_OF_TEXTS):
+        renamed.append(("--texts", "--n-texts"))
+    for old, new in renamed:
+        command = command.replace(f" {new} ", f" {old} ")
+    return command
 
 
 def row(command: str, name: str, found: Sequence[Measured]) -> Row:
@@ -125,8 +137,10 @@ def main() -> None:
         for _ in range(1 if asked.quick else asked.repeats):
             found.append(measure(command))
             if asked.beside:
-                with contextlib.suppress(SystemExit):
-                    before.append(measure(command, str(asked.beside.resolve())))
+                for spelled in dict.fromkeys((command, with_old_names(command))):
+                    with contextlib.suppress(SystemExit):
+                        before.append(measure(spelled, str(asked.beside.resolve())))
+                        break
         mine = row(command, name, found)
         if not before:
             rows.append(mine)
