@@ -78,6 +78,9 @@ def test_a_cut_file_is_named(folder):
         '{"label": "a", "tokens": [3]}',
         '{"label": "a", "frequency": NaN}',
         '{"label": "a", "contexts": [{"tokens": ["x"], "values": ["1"]}]}',
+        '{"label": "a", "contexts": [{"tokens": ["x", "y"], "values": [1, true]}]}',
+        '{"label": "a", "contexts": [{"tokens": ["x", "y"], "values": [0.5, NaN]}]}',
+        '{"label": "a", "contexts": [{"tokens": ["x", "y"], "values": [1, -1e999]}]}',
     ],
 )
 def test_a_line_that_holds_no_words_is_named(folder, line):
@@ -115,6 +118,11 @@ def test_a_line_is_read_back_as_it_was_written_and_holds_no_line_break():
 def test_a_line_of_an_older_version_says_nothing_of_what_it_does_not_hold():
     known = from_json('{"label": "a", "contexts": [{"tokens": ["x"], "values": [1]}]}', "here")
     assert (known.contexts[0].quantile, known.histogram, known.spread, known.near) == (None, None, (), ())
+
+
+def test_values_are_finite_one_by_one_whatever_they_add_up_to():
+    known = from_json('{"label": "a", "contexts": [{"tokens": ["x", "y"], "values": [1e308, 1e308]}]}', "here")
+    assert known.contexts[0].values == (1e308, 1e308)
 
 
 def test_a_passage_is_a_sentence_within_bounds():
