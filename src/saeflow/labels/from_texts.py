@@ -365,9 +365,8 @@ def feature_rows(
         counts = seen.counts[row].tolist()
         last = max(i for i, count in enumerate(counts) if count)
         histogram = ActivationHistogram(2.0 ** int(seen.exponent[row]) / BINS, tuple(counts[: last + 1]))
-        contexts = _contexts(seen.strongest, row, state.sources, spelling)
+        shown = _contexts(seen.strongest, row, state.sources, spelling, most=n_contexts)
         drawn = _contexts(seen.drawn, row, state.sources, spelling, histogram)
-        shown = contexts[:n_contexts]
         yield FeatureWords(
             label_of(strong),
             strong,
@@ -454,16 +453,22 @@ def _contexts(
     sources: Sequence[str],
     spelling: Spelling,
     histogram: ActivationHistogram | None = None,
+    *,
+    most: int | None = None,
 ) -> tuple[Context, ...]:
     """The distinct passages of a feature in the order they are kept, with quantiles if there is a histogram."""
     found: dict[tuple[str, ...], Context] = {}
-    passages = zip(*(one[row].tolist() for one in (kept.rank, kept.ids, kept.values, kept.source)), strict=True)
-    for rank, ids, values, source in passages:
+    before = (kept.ids[row, :, :BEFORE] >= 0).sum(dim=1)
+    slots = (one[row].tolist() for one in (kept.rank, kept.ids, kept.values, kept.source))
+    passages = zip(*slots, before.tolist(), strict=True)
+    for rank, ids, values, source, top in passages:
+        if len(found) == most:
+            break
         if rank > 0:
-            real = [(token, value) for token, value in zip(ids, values, strict=True) if token >= 0]
-            tokens = spelling.tokens([token for token, _ in real])
-            span = sentence_span(tokens, sum(token >= 0 for token in ids[:BEFORE]))
-            shown = tuple(float(f"{value:.4g}") for _, value in real[span])
+            tokens = spelling.tokens([token for token in ids if token >= 0])
+            span = sentence_span(tokens, top)
+            real = [value for token, value in zip(ids, values, strict=True) if token >= 0]
+            shown = tuple(float(f"{value:.4g}") for value in real[span])
             quantile = None if histogram is None else round(histogram.quantile(values[BEFORE]), 3)
             context = Context(tuple(tokens[span]), shown, sources[int(source)], quantile)
             found.setdefault(context.tokens, context)

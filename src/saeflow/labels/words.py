@@ -271,12 +271,12 @@ def to_json(words: FeatureWords | None) -> str:
         "tokens": words.tokens,
         "promotes": words.promotes,
         "frequency": words.frequency,
-        "contexts": [{"tokens": c.tokens, "values": c.values, "source": c.source} for c in words.contexts],
+        "contexts": [_fields(context) for context in words.contexts],
     }
     if words.suppresses:
         fields["suppresses"] = words.suppresses
     if words.spread:
-        fields["spread"] = [asdict(context) for context in words.spread]
+        fields["spread"] = [_fields(context) | {"quantile": context.quantile} for context in words.spread]
     if words.histogram is not None:
         fields["histogram"] = asdict(words.histogram)
     if words.near:
@@ -286,6 +286,10 @@ def to_json(words: FeatureWords | None) -> str:
     if words.score is not None:
         fields["score"] = words.score
     return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+
+
+def _fields(context: Context) -> dict[str, Any]:
+    return {"tokens": context.tokens, "values": context.values, "source": context.source}
 
 
 def from_json(line: str, where: str) -> FeatureWords | None:

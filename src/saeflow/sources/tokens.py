@@ -102,6 +102,9 @@ class Spelling:
         A character spread over several tokens is assigned to the last of them, and the others are empty. U+FFFD stands
         for an incomplete character where the text is cut.
         """
+        texts = [self._known[token] if token in self._known else self.token(token) for token in ids]
+        if PIECE not in "".join(texts):  # nearly always, and words of features need millions
+            return texts
         found: list[str] = []
         for broken, group in groupby(ids, lambda token: PIECE in self.token(token)):
             run = list(group)
