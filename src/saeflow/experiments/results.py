@@ -374,8 +374,9 @@ class Results:
             for number, unit in enumerate(self.units()):
                 if self.shard(number).is_file():
                     continue
-                now = f"{unit['dataset']} {unit['text']}"
-                tell()
+                if progress:
+                    now = f"{unit['dataset']} {unit['text']}"
+                    tell()
                 yield number, unit
 
         for number, (rows, files) in engine.run(
