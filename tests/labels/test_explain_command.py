@@ -181,7 +181,7 @@ def test_an_endpoint_is_a_chat_and_answers_in_order():
 
 
 def test_what_an_endpoint_answered_before_it_failed_is_kept(folder, tmp_path):
-    refuses = after(says('{"explanation": "kept"}'), then=lambda _: Reply(401))
+    refuses = after(says('{"explanation": "kept"}'), then=lambda _: Reply(status=401))
     with serving(refuses) as server:
         pacing = Pacing(concurrency=1)
         with (
