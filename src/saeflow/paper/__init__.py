@@ -30,6 +30,11 @@ from saeflow.paper.kinds import Drawing
 from saeflow.paper.saving import printed_svg, save, svg_text
 from saeflow.paper.style import COLUMN, MEDIA, PAGE, PHONE, SPREAD, Medium, house, nothing
 
+PRINTS: Final = 256
+"""The most figures whose SVG is kept: a report shows again what the pages of its stages showed."""
+_PRINTED: Final[dict[str, bytes]] = {}
+"""SVG by what determines it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plate:
@@ -53,7 +58,7 @@ class Plate:
     def figure(self) -> Figure:
         """The figure, drawn when first asked for."""
         with house(self.medium.text):
-            return _painted(FIGURES[self.rows.name], self.rows, self.medium, self.of)
+            return _painted(self.rows, self.medium, self.of)
 
     @property
     def svg(self) -> bytes:
@@ -66,11 +71,6 @@ class Plate:
             printed = _PRINTED[looks] = printed_svg(self.figure)
         return printed
 
-
-PRINTS: Final = 256
-"""The most figures whose SVG is kept: a report shows again what the pages of its stages showed."""
-_PRINTED: Final[dict[str, bytes]] = {}
-"""SVG by what determines it."""
 
 _MODULES: Final = (
     "fig05_layers fig12_datasets fig03_scores fig14_separability fig04_activity fig13_contexts fig17_counts "
@@ -173,13 +173,13 @@ def _of_rows(name: str, title: str, paper: str, rows: Sequence[Mapping[str, Cell
     return draw(Frame(name, title, paper, "", columns, cells), medium=medium)[0].figure
 
 
-def _painted(drawing: Drawing, frame: Frame, medium: Medium, of: str) -> Figure:
+def _painted(frame: Frame, medium: Medium, of: str) -> Figure:
     cited = frame.paper and (
         "beyond the paper" if "beyond" in frame.paper else f"cf. {frame.paper} of arXiv 2502.03032"
     )
     parts = [frame.title or frame.name, of, cited]
     caption = " · ".join(part for part in parts if part)
-    return drawing.figure(frame, medium, caption) if frame.rows else nothing(medium, caption)
+    return FIGURES[frame.name].figure(frame, medium, caption) if frame.rows else nothing(medium, caption)
 
 
 __all__ = [

@@ -133,7 +133,7 @@ export function traceSheet(grid, info) {
   function read(id) {
     const node = figure.nodes.get(id);
     const panel = $("#panel");
-    const held = measured.dataset.node === nodeOf(id) ? all(".acts :focus", measured)[0] : null;
+    const held = measured.dataset.node === nodeOf(id) ? $(".acts :focus", measured) : null;
     const typing = held?.localName === "input" ? held : null;
     const caret = [typing?.selectionStart, typing?.selectionEnd];
     measured.dataset.node = nodeOf(id);
